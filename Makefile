@@ -1,0 +1,58 @@
+# What one types to work on Keyfold. `make help` lists it.
+
+CARGO ?= cargo
+# As root there may be no sudo, and none is needed.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+KEYFOLD := target/debug/keyfold
+export DEBIAN_FRONTEND := noninteractive
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint sqlx
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install Postgres from Debian's packages if there is none of version 15 or later
+	@ls -d /usr/lib/postgresql/*/bin 2>/dev/null | awk -F / '$$5 >= 15' | grep -q . \
+		|| { command -v postgres >/dev/null && [ "$$(postgres --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')" -ge 15 ]; } \
+		|| $(MAKE) --no-print-directory postgres
+
+# The package would start a cluster of its own, which nothing here uses.
+.PHONY: postgres
+postgres:
+	@command -v apt-get >/dev/null || { echo "Install PostgreSQL 15 or later, with initdb on the PATH, then run this again." >&2; exit 1; }
+	@[ -e /etc/postgresql-common/createcluster.conf ] || { \
+		$(SUDO) mkdir -p /etc/postgresql-common; \
+		echo 'create_main_cluster = false' | $(SUDO) tee /etc/postgresql-common/createcluster.conf >/dev/null; }
+	$(SUDO) apt-get update --quiet
+	$(SUDO) apt-get install --yes --no-install-recommends postgresql
+
+build: ## Build every program
+	$(CARGO) build --workspace --bins --locked
+
+demo: setup build ## Show the main path on real parts, step by step
+	@$(KEYFOLD) dev --demo
+
+test: setup build ## Run all tests, against a private Postgres that they share
+	@$(CARGO) nextest --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-nextest
+	$(KEYFOLD) dev postgres -- $(CARGO) nextest run --workspace --locked
+	$(CARGO) test --doc --workspace --locked
+
+lint: ## Check format, lints, licences, bans, duplicates and sources
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --all-features --locked check bans licenses sources
+
+# sqlx's macros write what they learn of each query when they are given a database and SQLX_OFFLINE_DIR.
+sqlx: setup ## Write the queries' offline data (.sqlx) anew, from the migrations and the code
+	$(CARGO) build --package keyfold --bin keyfold --locked
+	rm -rf target/sqlx && mkdir -p target/sqlx
+	$(KEYFOLD) dev postgres -- sh -ec '\
+		createdb sqlx; \
+		for migration in migrations/*.sql; do psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --dbname sqlx --file "$$migration"; done; \
+		touch server/src/lib.rs; \
+		SQLX_OFFLINE=false SQLX_OFFLINE_DIR="$$PWD/target/sqlx" DATABASE_URL=postgres:///sqlx \
+			$(CARGO) check --package keyfold-server --all-targets --locked'
+	rm -rf .sqlx && mv target/sqlx .sqlx
+	touch server/src/lib.rs

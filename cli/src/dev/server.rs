@@ -1,0 +1,225 @@
+//! `keyfold-server` as a child process, with everything that it needs in a folder.
+
+use std::{
+    net::TcpStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
+use keyfold_proto::keyfold::v1::{ApplyObjectsRequest, GetStatusRequest, InitializeRequest, Object, State};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use super::{
+    files::{free_port, private_folder, random, read_text, remove_if_there, write_private, write_yaml},
+    pki::{Authority, LOOPBACK},
+    postgres::Access,
+    process::{Process, guarded},
+};
+use crate::{
+    args::{Format, Global},
+    client::Client,
+    exit::Failure,
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The files of a server, and where it listens.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    program: PathBuf,
+    folder: PathBuf,
+    log: PathBuf,
+    port: u16,
+}
+
+impl Setup {
+    /// Writes configuration, certificate, root key and bootstrap token into `folder`, for a server on `database`.
+    /// `program` is `keyfold-server`; its output goes to `log`.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or there is no free port.
+    pub fn write(
+        program: &Path,
+        folder: &Path,
+        log: &Path,
+        database: (&Access, &str),
+        now: OffsetDateTime,
+    ) -> Result<Self, Failure> {
+        private_folder(folder)?;
+        let setup =
+            Self { program: program.into(), folder: folder.into(), log: log.into(), port: free_port()? };
+        let authority = Authority::new("Keyfold development server", now)?;
+        write_private(&setup.ca_file(), authority.certificate_pem().as_bytes())?;
+        authority.serving(&LOOPBACK)?.write(&folder.join("tls.crt"), &folder.join("tls.key"))?;
+        write_private(&folder.join("root.key"), STANDARD.encode(*random()?).as_bytes())?;
+        write_private(&setup.bootstrap_token_file(), URL_SAFE_NO_PAD.encode(*random()?).as_bytes())?;
+        write_yaml(&setup.config_file(), &setup.config(database))?;
+        Ok(setup)
+    }
+
+    fn config(&self, (postgres, database): (&Access, &str)) -> Value {
+        json!({
+            "listen": format!("127.0.0.1:{}", self.port),
+            "tls": {
+                "certificate_file": self.folder.join("tls.crt"),
+                "key_file": self.folder.join("tls.key"),
+            },
+            "database": {
+                "url": postgres.database_url(database),
+                "password_file": postgres.password_file(),
+                "ca_file": postgres.ca_file(),
+                "max_connections": 16,
+            },
+            "root_key": {"file": {"current": self.folder.join("root.key")}},
+            "bootstrap_token_file": self.bootstrap_token_file(),
+        })
+    }
+
+    /// `https://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// The certificate (PEM) of the authority that signed the server's.
+    pub fn ca_file(&self) -> PathBuf {
+        self.folder.join("ca.crt")
+    }
+
+    /// The configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.join("config.yaml")
+    }
+
+    /// Proof, for `keyfold init`, of running the server.
+    pub fn bootstrap_token_file(&self) -> PathBuf {
+        self.folder.join("bootstrap-token")
+    }
+
+    /// The administrator's token, once the server is initialised.
+    pub fn admin_token_file(&self) -> PathBuf {
+        self.folder.join("admin-token")
+    }
+
+    /// Brings the database to the server's schema (`keyfold-server migrate`).
+    ///
+    /// # Errors
+    /// When that fails; with the end of its log.
+    pub fn migrate(&self) -> Result<(), Failure> {
+        self.launch(&["migrate"])?.wait_for_success()
+    }
+
+    fn launch(&self, arguments: &[&str]) -> Result<Process, Failure> {
+        let mut command = guarded(&self.program, "TERM", None);
+        command.arg("--config").arg(self.config_file()).args(arguments);
+        Process::start("keyfold-server", command, &self.log)
+    }
+
+    fn client(&self, token_file: Option<PathBuf>) -> Result<Client, Failure> {
+        Client::anyone(&Global {
+            server: Some(self.url()),
+            ca_file: Some(self.ca_file()),
+            token_file,
+            output: Format::Table,
+            timeout: PATIENCE,
+        })
+    }
+}
+
+/// A running `keyfold-server`. Dropping it kills it.
+#[derive(Debug)]
+pub struct Server {
+    setup: Setup,
+    /// The server's process.
+    pub process: Process,
+}
+
+impl Server {
+    /// Starts the server and waits until it listens.
+    ///
+    /// # Errors
+    /// When it ends instead; with the end of its log.
+    pub async fn start(setup: &Setup) -> Result<Self, Failure> {
+        let mut process = setup.launch(&[])?;
+        let port = setup.port;
+        process.ready(PATIENCE, async || TcpStream::connect(("127.0.0.1", port)).is_ok()).await?;
+        Ok(Self { setup: setup.clone(), process })
+    }
+
+    /// Its files and address.
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// Initialises the installation, and writes the administrator's token to its file.
+    ///
+    /// # Errors
+    /// When the server refuses, or does not serve afterwards.
+    pub async fn initialise(&mut self) -> Result<(), Failure> {
+        let client = self.setup.client(None)?;
+        let bootstrap_token = read_text(&self.setup.bootstrap_token_file())?;
+        let request = InitializeRequest { bootstrap_token };
+        let answer = client.call("cannot initialise the server", client.system().initialize(request)).await?;
+        write_private(&self.setup.admin_token_file(), answer.admin_token.as_bytes())?;
+        self.until_serving().await
+    }
+
+    /// Waits until the server, initialised before, says that it serves.
+    ///
+    /// # Errors
+    /// When it ends, or does not within half a minute.
+    pub async fn until_serving(&mut self) -> Result<(), Failure> {
+        let client = self.setup.client(None)?;
+        let is_serving = async || {
+            let status = client.system().get_status(GetStatusRequest {}).await;
+            status.is_ok_and(|status| status.get_ref().state() == State::Serving)
+        };
+        self.process.ready(PATIENCE, is_serving).await
+    }
+
+    /// Applies one object as the administrator. `spec` is its specification.
+    ///
+    /// # Errors
+    /// When the server refuses it.
+    pub async fn apply(&self, kind: &str, name: &str, spec: &Value) -> Result<(), Failure> {
+        let client = self.setup.client(Some(self.setup.admin_token_file()))?;
+        let object = Object {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            spec_json: spec.to_string(),
+            ..Object::default()
+        };
+        let request = ApplyObjectsRequest { objects: vec![object], dry_run: false };
+        let what = format!("cannot apply {kind} {name}");
+        client.call(&what, client.config().apply_objects(request)).await.map(drop)
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub fn stop(&mut self) {
+        self.process.stop(Signal::TERM, PATIENCE);
+    }
+
+    /// Starts it again after `stop` or a kill, on the same port.
+    ///
+    /// # Errors
+    /// As for `start`.
+    pub async fn restart(&mut self) -> Result<(), Failure> {
+        self.stop();
+        *self = Self::start(&self.setup).await?;
+        Ok(())
+    }
+}
+
+/// Forgets what another server left in `folder`: a token that opens nothing any more would only mislead.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn clear(folder: &Path) -> Result<(), Failure> {
+    let stale = folder.join("admin-token");
+    remove_if_there(&stale).map_err(|error| Failure::io(format!("cannot remove {}", stale.display()), &error))
+}

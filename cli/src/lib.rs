@@ -1,0 +1,9 @@
+//! `keyfold`: the operators' command line, and the development environment (`keyfold dev`).
+
+pub mod args;
+pub mod client;
+pub mod commands;
+pub mod dev;
+pub mod documents;
+pub mod exit;
+pub mod output;

@@ -1,0 +1,114 @@
+//! Configuration: one YAML file, with overrides from the environment. Unknown keys are refused.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// Why a configuration was refused: names the key, or the place in the file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+/// Parses `yaml`, lays over it the variables of `environment` that begin with `prefix`, and checks the result.
+///
+/// `PREFIX` + `DATABASE__URL=x` sets `database.url`. A value is read as YAML, so `16` is a number and `text` a string.
+///
+/// # Errors
+/// When the YAML or an override cannot be read, or the whole does not fit `T`; the message names the key.
+pub fn load<T: DeserializeOwned>(
+    yaml: &str,
+    prefix: &str,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<T, ConfigError> {
+    let mut root: Value = serde_saphyr::from_str(yaml).map_err(|error| ConfigError(first_line(&error)))?;
+    if root.is_null() {
+        root = Value::Object(Map::new());
+    }
+    for (variable, value) in environment {
+        let Some(key) = variable.strip_prefix(prefix) else { continue };
+        let key = key.to_ascii_lowercase();
+        let value = serde_saphyr::from_str(&value)
+            .map_err(|error| ConfigError(format!("{variable}: {}", first_line(&error))))?;
+        set(&mut root, &key, value)
+            .ok_or_else(|| ConfigError(format!("{variable}: {key:?} lies below a key that is not a map")))?;
+    }
+    serde_path_to_error::deserialize(root).map_err(|error| {
+        let path = error.path().to_string();
+        let reason = error.into_inner();
+        ConfigError(if path == "." { reason.to_string() } else { format!("{path}: {reason}") })
+    })
+}
+
+fn set(root: &mut Value, key: &str, value: Value) -> Option<()> {
+    let mut node = root;
+    for part in key.split("__") {
+        node = node.as_object_mut()?.entry(part).or_insert_with(|| Value::Object(Map::new()));
+    }
+    *node = value;
+    Some(())
+}
+
+fn first_line(error: &impl ToString) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Sample {
+        listen: String,
+        database: Database,
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Database {
+        url: String,
+        #[serde(default)]
+        max_connections: u32,
+    }
+
+    fn load_sample(yaml: &str, variables: &[(&str, &str)]) -> Result<Sample, String> {
+        let environment = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        load(yaml, "KEYFOLD_SERVER__", environment).map_err(|error| error.to_string())
+    }
+
+    const YAML: &str = "listen: 127.0.0.1:1\ndatabase: {url: a}\n";
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let sample = load_sample(
+            YAML,
+            &[
+                ("KEYFOLD_SERVER__DATABASE__MAX_CONNECTIONS", "7"),
+                ("KEYFOLD_SERVER", "ignored"),
+                ("PATH", "/"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(sample.database, Database { url: "a".into(), max_connections: 7 });
+    }
+
+    #[test]
+    fn the_environment_can_give_what_the_file_leaves_out() {
+        let sample =
+            load_sample("listen: x", &[("KEYFOLD_SERVER__DATABASE__URL", "postgres://h/d")]).unwrap();
+        assert_eq!(sample.database.url, "postgres://h/d");
+    }
+
+    #[test]
+    fn a_wrong_key_is_refused_by_name() {
+        let typo = load_sample("listen: x\ndatabase: {url: a, max_conections: 3}", &[]).unwrap_err();
+        assert!(typo.starts_with("database.max_conections: unknown field `max_conections`"), "{typo}");
+        let variable = load_sample(YAML, &[("KEYFOLD_SERVER__LISTN", "x")]).unwrap_err();
+        assert!(variable.starts_with("listn: unknown field"), "{variable}");
+        let number = load_sample("listen: x\ndatabase: {url: a, max_connections: many}", &[]).unwrap_err();
+        assert!(number.starts_with("database.max_connections: invalid type"), "{number}");
+        assert!(load_sample("listen: [", &[]).is_err());
+        assert!(load_sample("listen: x\nlisten: y\ndatabase: {url: a}", &[]).is_err(), "duplicate key");
+    }
+}

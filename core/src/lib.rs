@@ -1,0 +1,19 @@
+//! Keyfold's pure logic: secret types, the envelope, paths, identities, the policy decision and audit entries.
+//! No I/O and no async: `Cargo.toml` is the proof. The clock and randomness are parameters.
+
+pub mod audit;
+pub mod clock;
+pub mod config;
+pub mod identity;
+pub mod name;
+pub mod object;
+pub mod path;
+pub mod pattern;
+pub mod policy;
+pub mod refusal;
+pub mod token;
+
+pub mod entropy;
+pub mod envelope;
+pub mod payload;
+pub mod secret;

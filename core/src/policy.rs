@@ -1,0 +1,197 @@
+//! The policy decision: which app role a workload acts under, and what that role allows. Allow-only: the union of
+//! grants, without order and without deny rules.
+
+use crate::{
+    identity::{NamedUid, WorkloadIdentity},
+    name::ObjectName,
+    object::{AppRoleSpec, Binding, Capability, NodeBinding},
+    path::SecretPath,
+    pattern::Pattern,
+    refusal::{Refusal, TokenOwner},
+};
+
+/// An app role as the policy sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppRole {
+    /// The role's name.
+    pub name: ObjectName,
+    /// Its bindings and grants.
+    pub spec: AppRoleSpec,
+}
+
+/// The role to act under, out of `roles`: the named one, or the only one that binds the caller.
+///
+/// # Errors
+/// `RoleNotBound` for a named role that does not bind the caller or does not exist, `RoleMissing` when none is named
+/// and not exactly one binds it.
+pub fn select_role<'a>(
+    identity: &WorkloadIdentity,
+    roles: &'a [AppRole],
+    named: Option<&str>,
+) -> Result<&'a AppRole, Refusal> {
+    let mut bound = roles.iter().filter(|role| role.spec.bind.iter().any(|binding| binds(binding, identity)));
+    match named {
+        Some(name) => bound
+            .find(|role| role.name.as_str() == name)
+            .ok_or_else(|| Refusal::RoleNotBound(crate::name::shortened(name))),
+        None => match (bound.next(), bound.next()) {
+            (Some(only), None) => Ok(only),
+            _ => Err(Refusal::RoleMissing),
+        },
+    }
+}
+
+fn binds(binding: &Binding, identity: &WorkloadIdentity) -> bool {
+    binding.issuer == identity.issuer
+        && binding.namespaces.contains(&identity.namespace)
+        && binding.service_accounts.contains(&identity.service_account.name)
+        && binding.service_account_uid.as_ref().is_none_or(|uid| *uid == identity.service_account.uid)
+}
+
+/// Whether the driver that presented the pod's token runs on the pod's node, as far as the role asks for it.
+///
+/// # Errors
+/// `NodeUnknown` when a node that must be named is not, `NodeMismatch` when name or UID differ.
+pub fn check_node(
+    role: &AppRole,
+    pod_node: Option<&NamedUid>,
+    driver_node: Option<&NamedUid>,
+) -> Result<(), Refusal> {
+    match (pod_node, driver_node, role.spec.node_binding) {
+        (Some(pod), Some(driver), _) if pod == driver => Ok(()),
+        (Some(_), Some(_), _) => Err(Refusal::NodeMismatch),
+        (_, _, NodeBinding::WhenPresent) => Ok(()),
+        (None, _, NodeBinding::Required) => Err(Refusal::NodeUnknown(TokenOwner::Pod, role.name.clone())),
+        (_, None, NodeBinding::Required) => Err(Refusal::NodeUnknown(TokenOwner::Driver, role.name.clone())),
+    }
+}
+
+/// The first grant of the role that allows `capability` on `path` for this caller, or nothing.
+pub fn decide<'a>(
+    identity: &WorkloadIdentity,
+    role: &'a AppRole,
+    path: &SecretPath,
+    capability: Capability,
+) -> Option<&'a Pattern> {
+    role.spec
+        .grants
+        .iter()
+        .filter(|grant| grant.allow.contains(&capability))
+        .map(|grant| &grant.path)
+        .find(|pattern| pattern.matches(path, identity))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::object::{Kind, Spec};
+
+    pub(crate) fn identity(namespace: &str, service_account: &str) -> WorkloadIdentity {
+        let named = |name: &str| NamedUid { name: name.into(), uid: format!("uid-of-{name}") };
+        WorkloadIdentity {
+            issuer: ObjectName::try_from("prod").unwrap(),
+            subject: format!("system:serviceaccount:{namespace}:{service_account}"),
+            namespace: namespace.into(),
+            service_account: named(service_account),
+            pod: named("api-0"),
+            node: Some(named("vm")),
+            credential_id: None,
+            expires_at: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    fn role(name: &str, service_account: &str, extra: &str) -> AppRole {
+        let json = format!(
+            r#"{{"bind":[{{"issuer":"prod","namespaces":["payments"],"serviceAccounts":["{service_account}"]{extra}}}],
+                "grants":[{{"path":"payments/*","allow":["read"]}},{{"path":"shared/{{namespace}}/**","allow":["read"]}}]}}"#
+        );
+        let Ok(Spec::AppRole(spec)) = Spec::parse(Kind::AppRole, &json) else { panic!("{json}") };
+        AppRole { name: ObjectName::try_from(name).unwrap(), spec }
+    }
+
+    #[test]
+    fn a_role_binds_by_issuer_namespace_and_service_account_together() {
+        let roles = [role("payments-api", "api", "")];
+        assert!(select_role(&identity("payments", "api"), &roles, Some("payments-api")).is_ok());
+        for other in [identity("shop", "api"), identity("payments", "reports")] {
+            let refusal = select_role(&other, &roles, Some("payments-api")).unwrap_err();
+            assert_eq!(refusal.code(), "role-not-bound");
+        }
+        let mut elsewhere = identity("payments", "api");
+        elsewhere.issuer = ObjectName::try_from("staging").unwrap();
+        assert!(select_role(&elsewhere, &roles, Some("payments-api")).is_err());
+    }
+
+    #[test]
+    fn an_unknown_role_and_one_that_does_not_bind_read_the_same() {
+        let roles = [role("payments-api", "api", "")];
+        let unbound = select_role(&identity("shop", "api"), &roles, Some("payments-api")).unwrap_err();
+        let unknown = select_role(&identity("shop", "api"), &[], Some("payments-api")).unwrap_err();
+        assert_eq!(unbound.to_string(), unknown.to_string());
+    }
+
+    #[test]
+    fn role_names_are_compared_exactly() {
+        let roles = [role("payments-api", "api", "")];
+        for name in ["Payments-api", " payments-api", "payments-api ", "payments-api\0", ""] {
+            assert!(select_role(&identity("payments", "api"), &roles, Some(name)).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_name_exactly_one_role_must_bind() {
+        let caller = identity("payments", "api");
+        let one = [role("a", "api", ""), role("b", "reports", "")];
+        assert_eq!(select_role(&caller, &one, None).unwrap().name.as_str(), "a");
+        let two = [role("a", "api", ""), role("b", "api", "")];
+        assert_eq!(select_role(&caller, &two, None), Err(Refusal::RoleMissing));
+        assert_eq!(select_role(&caller, &[], None), Err(Refusal::RoleMissing));
+    }
+
+    #[test]
+    fn a_pinned_uid_keeps_a_recreated_namesake_out() {
+        let pinned = [role("a", "api", r#","serviceAccountUid":"uid-of-api""#)];
+        let mut caller = identity("payments", "api");
+        assert!(select_role(&caller, &pinned, None).is_ok());
+        caller.service_account.uid = "another".into();
+        assert!(select_role(&caller, &pinned, None).is_err());
+    }
+
+    #[test]
+    fn a_grant_names_the_rule_that_allowed() {
+        let role = role("a", "api", "");
+        let caller = identity("payments", "api");
+        let rule = |path| {
+            decide(&caller, &role, &SecretPath::parse(path).unwrap(), Capability::Read)
+                .map(Pattern::to_string)
+        };
+        assert_eq!(rule("payments/db").as_deref(), Some("payments/*"));
+        assert_eq!(rule("shared/payments/a/b").as_deref(), Some("shared/{namespace}/**"));
+        assert_eq!(rule("shop/db"), None);
+    }
+
+    #[test]
+    fn the_driver_must_stand_on_the_pods_node() {
+        let node = |name: &str, uid: &str| Some(NamedUid { name: name.into(), uid: uid.into() });
+        let strict = role("a", "api", "");
+        let mut lenient = strict.clone();
+        lenient.spec.node_binding = NodeBinding::WhenPresent;
+        let check = |role: &AppRole, pod: Option<NamedUid>, driver: Option<NamedUid>| {
+            check_node(role, pod.as_ref(), driver.as_ref()).map_err(|refusal| refusal.code())
+        };
+        assert_eq!(check(&strict, node("vm", "1"), node("vm", "1")), Ok(()));
+        for role in [&strict, &lenient] {
+            assert_eq!(check(role, node("vm", "1"), node("b", "2")), Err("node-mismatch"));
+            assert_eq!(
+                check(role, node("vm", "1"), node("vm", "2")),
+                Err("node-mismatch"),
+                "a recreated node"
+            );
+        }
+        assert_eq!(check(&strict, None, node("vm", "1")), Err("node-unknown"));
+        assert_eq!(check(&strict, node("vm", "1"), None), Err("node-unknown"));
+        assert_eq!(check(&lenient, None, node("vm", "1")), Ok(()));
+    }
+}

@@ -1,0 +1,115 @@
+"""Computes stored_formats.json, the frozen vectors of everything that Keyfold stores sealed.
+
+An implementation of its own, from the description of the formats: HKDF (RFC 5869) written out over Python's hmac,
+AES-256-GCM from the package `cryptography` (OpenSSL). Run it as `python3 compute.py > stored_formats.json`.
+The formats are stored by installations: a change of any line of the output breaks their data.
+"""
+
+import hashlib
+import hmac
+import json
+import struct
+import uuid
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+
+def main():
+    root_id = root_key_id(ROOT)
+    digest = metadata_digest("payments/db", 1_750_000_000_123_456, "jürgen@example.com")
+    places = associated_data(digest, root_id)
+    fields = payload({"password": b"correct horse", "CA.crt": bytes([0, 255, 10]), "empty": b""})
+    blobs = [
+        ("payload", fields, DEK, DEK_ID, 1),
+        ("payload", b"", DEK, DEK_ID, 1),
+        ("dek", DEK, KEK, KEK_ID, KEK_VERSION),
+        ("kek", KEK, RWK, RWK_ID, RWK_VERSION),
+        ("rwk", RWK, ROOT, root_id, 1),
+    ]
+    vectors = {
+        "root_key_id": str(uuid.UUID(bytes=root_id)),
+        "metadata_digest": digest.hex(),
+        "associated_data": {place: data.hex() for place, data in places.items()},
+        "payload_encoding": {"no_fields": payload({}).hex(), "three_fields": fields.hex()},
+        "blobs": [blob_vector(places, seed, *blob) for seed, blob in enumerate(blobs)],
+    }
+    print(json.dumps(vectors, indent=2))
+
+
+def run(start, length=16):
+    """Bytes that count up from start."""
+    return bytes((start + i) % 256 for i in range(length))
+
+
+INSTALLATION, KEYSPACE, SECRET = run(0x10), run(0x20), run(0x30)
+DEK_ID, KEK_ID, RWK_ID = run(0x40), run(0x50), run(0x60)
+VERSION, KEK_VERSION, RWK_VERSION = 0x01020304, 0x05060708, 0x090A0B0C
+ROOT, RWK, KEK, DEK = run(0x00, 32), run(0x80, 32), run(0xA0, 32), run(0xC0, 32)
+
+
+def associated_data(digest, root_id):
+    version, kek_version, rwk_version = (struct.pack(">I", v) for v in (VERSION, KEK_VERSION, RWK_VERSION))
+    secret = INSTALLATION + KEYSPACE + SECRET + version + DEK_ID
+    return {
+        "payload": string("keyfold/v1/payload") + secret + digest,
+        "dek": string("keyfold/v1/dek") + secret + KEK_ID + kek_version,
+        "kek": string("keyfold/v1/kek") + INSTALLATION + KEYSPACE + string("data") + KEK_ID + kek_version + root_id,
+        "rwk": string("keyfold/v1/rwk") + INSTALLATION + RWK_ID + rwk_version + root_id,
+    }
+
+
+def blob_vector(places, seed, place, plaintext, key, key_id, key_version):
+    salt, nonce = run(seed, 32), run(0xF0 + seed, 12)
+    return {
+        "place": place,
+        "key": key.hex(),
+        "key_id": str(uuid.UUID(bytes=key_id)),
+        "key_version": key_version,
+        "salt_and_nonce": (salt + nonce).hex(),
+        "plaintext": plaintext.hex(),
+        "blob": seal(key, key_id, key_version, places[place], plaintext, salt, nonce).hex(),
+    }
+
+
+def seal(key, key_id, key_version, place, plaintext, salt, nonce):
+    prk = hkdf_extract(salt, key)
+    commitment = hkdf_expand(prk, b"keyfold/v1/suite-1/commitment", 32)
+    header = b"KF" + struct.pack(">H", 1) + key_id + struct.pack(">I", key_version) + salt + nonce + commitment
+    encryption_key = hkdf_expand(prk, b"keyfold/v1/suite-1/encryption-key", 32)
+    return header + AESGCM(encryption_key).encrypt(nonce, plaintext, header + place)
+
+
+def payload(fields):
+    out = bytes([1]) + struct.pack(">I", len(fields))
+    for name, value in sorted(fields.items(), key=lambda field: field[0].encode()):
+        out += string(name) + struct.pack(">I", len(value)) + value
+    return out
+
+
+def metadata_digest(path, created_at_micros, created_by):
+    encoded = string("keyfold/v1/metadata") + string(path) + struct.pack(">q", created_at_micros) + string(created_by)
+    return hashlib.sha256(encoded).digest()
+
+
+def root_key_id(root):
+    raw = hkdf_expand(hkdf_extract(b"", root), b"keyfold/v1/root-key-id", 16)
+    return raw[:6] + bytes([raw[6] & 0x0F | 0x80]) + raw[7:8] + bytes([raw[8] & 0x3F | 0x80]) + raw[9:]
+
+
+def string(text):
+    return struct.pack(">I", len(text.encode())) + text.encode()
+
+
+def hkdf_extract(salt, key):
+    return hmac.new(salt or bytes(64), key, hashlib.sha512).digest()
+
+
+def hkdf_expand(prk, info, length):
+    out, block = b"", b""
+    while len(out) < length:
+        block = hmac.new(prk, block + info + bytes([len(out) // 64 + 1]), hashlib.sha512).digest()
+        out += block
+    return out[:length]
+
+
+main()

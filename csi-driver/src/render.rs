@@ -1,0 +1,128 @@
+//! From secrets to files: one format a module.
+
+mod env;
+mod json;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+use keyfold_core::secret::SecretBytes;
+use keyfold_proto::keyfold::v1::{Field, IssuedSecret};
+
+use crate::{
+    file_path::FilePath,
+    file_set::{File, FileSet},
+    volume::{Item, Volume},
+};
+
+/// How the fields of a secret become files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One file a field, with exactly the field's bytes.
+    Raw,
+    /// One file of `KEY="value"` lines.
+    Env,
+    /// One file with a JSON object of strings.
+    Json,
+}
+
+impl Format {
+    /// Every format, in the order in which messages list them.
+    pub const ALL: [Self; 3] = [Self::Raw, Self::Env, Self::Json];
+
+    /// The format of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name)
+    }
+
+    /// The name in volume attributes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Env => "env",
+            Self::Json => "json",
+        }
+    }
+
+    /// What the default file name adds to the secret's last segment.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Raw => "",
+            Self::Env => ".env",
+            Self::Json => ".json",
+        }
+    }
+}
+
+/// Why secrets cannot become files. Names items, fields and files, never a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct RenderError(Vec<String>);
+
+/// A file's path and its content.
+type Rendered = (FilePath, SecretBytes);
+
+/// The files of `volume`, made from the secrets that were issued for it. An item whose secret was not issued is left
+/// out when it is optional.
+///
+/// # Errors
+/// With everything that is wrong: a field that cannot be a file name or a variable, a value that the format cannot
+/// hold, two fields for one file.
+pub fn render(volume: &Volume, issued: &[IssuedSecret]) -> Result<FileSet, RenderError> {
+    let mut files = FileSet::default();
+    let mut problems = Vec::new();
+    for (index, item) in volume.items.iter().enumerate() {
+        let name = format!("secrets[{index}] ({})", item.path);
+        let Some(secret) = issued.iter().find(|secret| secret.path == item.path.as_str()) else {
+            if !item.optional {
+                problems.push(format!("{name}: the server did not issue it"));
+            }
+            continue;
+        };
+        match render_item(item, &secret.fields) {
+            Ok(rendered) => problems
+                .extend(add(&mut files, rendered, item, volume.group).map(|why| format!("{name}: {why}"))),
+            Err(reasons) => problems.push(format!("{name}: {}", reasons.join(", "))),
+        }
+    }
+    if problems.is_empty() { Ok(files) } else { Err(RenderError(problems)) }
+}
+
+fn render_item(item: &Item, fields: &[Field]) -> Result<Vec<Rendered>, Vec<String>> {
+    match item.format {
+        Format::Raw => raw::render(&item.file, fields),
+        Format::Env => env::render(fields).map(|content| vec![(item.file.clone(), content)]),
+        Format::Json => json::render(fields).map(|content| vec![(item.file.clone(), content)]),
+    }
+}
+
+fn add(files: &mut FileSet, rendered: Vec<Rendered>, item: &Item, group: Option<u32>) -> Option<String> {
+    rendered.into_iter().find_map(|(path, content)| {
+        let file = File { content, mode: item.mode, uid: item.uid, gid: item.gid.or(group) };
+        let shown = path.to_string();
+        let other = files.insert(path, file).err()?;
+        Some(format!("its file {shown:?} and {:?} are in each other's way", other.to_string()))
+    })
+}
+
+/// The fields in the order of their names, so that equal secrets give equal files.
+fn sorted(fields: &[Field]) -> Vec<&Field> {
+    let mut sorted: Vec<_> = fields.iter().collect();
+    sorted.sort_by(|a, b| a.name.cmp(&b.name));
+    sorted
+}
+
+/// A field's value as text.
+fn text(field: &Field) -> Result<&str, String> {
+    str::from_utf8(&field.value).map_err(|_| {
+        format!("field {} is not UTF-8 text, which only `format: raw` can hold", quoted(&field.name))
+    })
+}
+
+/// The name of a field for a message: escaped, and at most 64 characters of it.
+fn quoted(name: &str) -> String {
+    match name.char_indices().nth(64) {
+        Some((end, _)) => format!("{:?}…", &name[..end]),
+        None => format!("{name:?}"),
+    }
+}

@@ -1,0 +1,32 @@
+//! The contracts that Keyfold speaks: its own API, the Container Storage Interface and kubelet's plugin
+//! registration. Messages that carry tokens or secret material have no derived Debug form.
+
+pub mod channel;
+mod redacted;
+
+/// Keyfold's own API.
+#[allow(missing_docs, clippy::all)]
+pub mod keyfold {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("keyfold.v1");
+    }
+}
+
+/// The Container Storage Interface, as far as a node-only driver needs it.
+#[allow(missing_docs, clippy::all)]
+pub mod csi {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("csi.v1");
+    }
+}
+
+/// Kubelet's plugin registration, version 1.
+#[allow(missing_docs, clippy::all)]
+pub mod pluginregistration {
+    tonic::include_proto!("pluginregistration");
+}
+
+/// All of the above as an encoded `FileDescriptorSet`, for server reflection and for tests that walk every RPC.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,0 +1,81 @@
+//! The one mapping from errors to gRPC status.
+
+use keyfold_core::refusal::Refusal;
+use tonic::{Code, Status};
+
+use crate::error::Error;
+
+/// The status that tells the caller of an error. What is ours to mend is logged here, once, with its details, which
+/// the caller is not told.
+pub fn from_error(rpc: &'static str, error: &Error) -> Status {
+    let code = code(error);
+    match error {
+        Error::Database(cause) => tracing::error!(rpc, %cause, "the database failed"),
+        Error::Corrupt(what) => tracing::error!(rpc, %what, "stored data failed its integrity check"),
+        Error::Entropy => tracing::error!(rpc, "the system gave no randomness"),
+        Error::Refused(_) => tracing::info!(rpc, reason = error.code(), "refused"),
+        _ => tracing::debug!(rpc, reason = error.code(), "failed"),
+    }
+    let message = match error {
+        Error::Database(_) if code == Code::Unavailable => {
+            "the database cannot be reached: try again".to_owned()
+        }
+        Error::Database(_) => "the database failed: see the server's log".to_owned(),
+        other => other.to_string(),
+    };
+    Status::new(code, message)
+}
+
+fn code(error: &Error) -> Code {
+    match error {
+        Error::Refused(refusal) => refusal_code(refusal),
+        Error::Invalid(_) => Code::InvalidArgument,
+        Error::NotFound(_) => Code::NotFound,
+        Error::Conflict(_) | Error::NotInitialized => Code::FailedPrecondition,
+        Error::Sealed(_) | Error::IssuerUnavailable(_) => Code::Unavailable,
+        Error::Database(cause) => database_code(error, cause),
+        Error::Corrupt(_) => Code::DataLoss,
+        Error::Entropy => Code::Internal,
+    }
+}
+
+fn refusal_code(refusal: &Refusal) -> Code {
+    match refusal {
+        Refusal::Token { .. } | Refusal::OperatorToken => Code::Unauthenticated,
+        Refusal::AlreadyInitialized => Code::FailedPrecondition,
+        Refusal::Items { refused, .. } if refused.is_empty() => Code::NotFound,
+        Refusal::BootstrapToken
+        | Refusal::NotADriver { .. }
+        | Refusal::DriverAsPod { .. }
+        | Refusal::IssuerMismatch
+        | Refusal::NodeUnknown(..)
+        | Refusal::NodeMismatch
+        | Refusal::RoleMissing
+        | Refusal::RoleNotBound(_)
+        | Refusal::Items { .. } => Code::PermissionDenied,
+    }
+}
+
+fn database_code(error: &Error, cause: &sqlx::Error) -> Code {
+    if error.is_transient_conflict() {
+        return Code::Aborted;
+    }
+    match cause {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => Code::Unavailable,
+        // Class 57 is operator intervention (shutdown, crash recovery), class 53 insufficient resources (disk full,
+        // too many connections), class 08 a broken connection.
+        sqlx::Error::Database(error)
+            if error
+                .code()
+                .is_some_and(|code| ["57", "53", "08"].iter().any(|class| code.starts_with(class))) =>
+        {
+            Code::Unavailable
+        }
+        _ => Code::Internal,
+    }
+}

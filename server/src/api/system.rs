@@ -1,0 +1,56 @@
+//! `SystemService`.
+
+use keyfold_proto::keyfold::v1::{
+    GetStatusRequest, GetStatusResponse, InitializeRequest, InitializeResponse, State, StatusDetails,
+    system_service_server::SystemService,
+};
+use tonic::{Request, Response, Status};
+
+use super::{Api, answer, bearer};
+use crate::{broker, seal};
+
+#[tonic::async_trait]
+impl SystemService for Api {
+    async fn initialize(
+        &self,
+        request: Request<InitializeRequest>,
+    ) -> Result<Response<InitializeResponse>, Status> {
+        answer("Initialize", async {
+            let expected = self.bootstrap_token_file.as_deref();
+            let made = self.broker.initialize(&request.get_ref().bootstrap_token, expected).await?;
+            Ok(InitializeResponse {
+                installation_id: made.installation.to_string(),
+                admin_token: String::from_utf8(made.admin_token.into_vec()).unwrap_or_default(),
+            })
+        })
+        .await
+    }
+
+    async fn get_status(
+        &self,
+        request: Request<GetStatusRequest>,
+    ) -> Result<Response<GetStatusResponse>, Status> {
+        answer("GetStatus", async {
+            let token = bearer(&request);
+            let status = self.broker.status(token.as_ref().map(|token| token.as_str())).await?;
+            let (state, message) = match status.state {
+                seal::State::Sealed(why) => (State::Sealed, why),
+                seal::State::Uninitialized => (State::Uninitialized, "run keyfold init".to_owned()),
+                seal::State::Serving(_) => (State::Serving, String::new()),
+            };
+            Ok(GetStatusResponse { state: state.into(), message, details: status.details.map(details) })
+        })
+        .await
+    }
+}
+
+fn details(details: broker::system::StatusDetails) -> StatusDetails {
+    StatusDetails {
+        server_version: env!("CARGO_PKG_VERSION").to_owned(),
+        installation_id: details.installation.to_string(),
+        schema_version: details.schema_version,
+        root_key_id: details.root_key_id.simple().to_string(),
+        audit_entries: u64::try_from(details.audit_entries).unwrap_or_default(),
+        initial_administrator_active: details.initial_administrator_active,
+    }
+}

@@ -1,0 +1,67 @@
+//! `WorkloadService`.
+
+use std::collections::BTreeSet;
+
+use keyfold_core::path::SecretPath;
+use keyfold_proto::keyfold::v1::{
+    IssueSecretsRequest, IssueSecretsResponse, IssuedSecret, SecretReference,
+    workload_service_server::WorkloadService,
+};
+use tonic::{Request, Response, Status};
+
+use super::{Api, answer, bearer, fields_out};
+use crate::{
+    broker::{IssueRequest, WantedItem},
+    error::Error,
+};
+
+/// Most secrets of one volume.
+const ITEMS_MAX: usize = 64;
+
+#[tonic::async_trait]
+impl WorkloadService for Api {
+    async fn issue_secrets(
+        &self,
+        request: Request<IssueSecretsRequest>,
+    ) -> Result<Response<IssueSecretsResponse>, Status> {
+        answer("IssueSecrets", async {
+            let driver_token = bearer(&request);
+            let message = request.into_inner();
+            let issued = self
+                .broker
+                .issue(&IssueRequest {
+                    pod_token: &message.pod_token,
+                    driver_token: driver_token.as_ref().map_or("", |token| token.as_str()),
+                    role: (!message.role.is_empty()).then_some(message.role.as_str()),
+                    items: items(&message.items)?,
+                })
+                .await?;
+            let secret = |secret: crate::broker::IssuedSecret| IssuedSecret {
+                path: secret.path,
+                version: secret.version,
+                fields: fields_out(secret.fields),
+            };
+            Ok(IssueSecretsResponse {
+                role: issued.role,
+                secrets: issued.secrets.into_iter().map(secret).collect(),
+            })
+        })
+        .await
+    }
+}
+
+fn items(references: &[SecretReference]) -> Result<Vec<WantedItem>, Error> {
+    if references.is_empty() || references.len() > ITEMS_MAX {
+        return Err(Error::Invalid(format!("a volume has 1 to {ITEMS_MAX} secrets")));
+    }
+    let mut seen = BTreeSet::new();
+    let mut items = Vec::with_capacity(references.len());
+    for reference in references {
+        let path = SecretPath::parse(&reference.path)?;
+        if !seen.insert(path.clone()) {
+            return Err(Error::Invalid(format!("path {path} is named twice")));
+        }
+        items.push(WantedItem { path, optional: reference.optional });
+    }
+    Ok(items)
+}

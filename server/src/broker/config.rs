@@ -1,0 +1,224 @@
+//! What operators declare: applying, reading and deleting objects.
+
+use std::collections::BTreeSet;
+
+use keyfold_core::{
+    audit::{AppliedObject, Operation},
+    name::ObjectName,
+    object::{Kind, Spec},
+};
+use sqlx::PgConnection;
+
+use crate::{
+    broker::Broker,
+    error::Error,
+    keys::keyring::Keyring,
+    store::{
+        keks,
+        objects::{self, Object},
+        secrets,
+    },
+};
+
+/// Most objects of one apply.
+pub const OBJECTS_MAX: usize = 256;
+
+/// An object as an operator wants it.
+pub struct WantedObject {
+    /// Its kind, as written.
+    pub kind: String,
+    /// Its name, as written.
+    pub name: String,
+    /// Its spec in JSON.
+    pub spec_json: String,
+}
+
+/// What became of one object.
+pub struct ObjectChange {
+    /// As it was; absent when it is new.
+    pub before: Option<Object>,
+    /// As it is, or would be.
+    pub after: Object,
+}
+
+impl ObjectChange {
+    /// Whether anything differs.
+    pub fn is_change(&self) -> bool {
+        self.before.as_ref().is_none_or(|before| before.spec_json != self.after.spec_json)
+    }
+}
+
+impl Broker {
+    /// Makes all of `wanted` so, or nothing. With `dry_run`, says what would change.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the object and its field.
+    pub async fn apply_objects(
+        &self,
+        token: Option<&str>,
+        wanted: &[WantedObject],
+        dry_run: bool,
+    ) -> Result<Vec<ObjectChange>, Error> {
+        let keyring = &*self.seal.keyring()?;
+        let named = wanted
+            .iter()
+            .map(|object| AppliedObject {
+                kind: object.kind.clone(),
+                name: object.name.clone(),
+                generation: None,
+            })
+            .collect();
+        let operation = Operation::ConfigApply { dry_run, objects: named };
+        self.operate(token, operation, |mut work| async move {
+            let parsed = parse(wanted)?;
+            let mut changes = Vec::with_capacity(parsed.len());
+            for (kind, name, spec) in parsed {
+                let before = objects::lock(&mut work.tx, kind, name.as_str()).await?;
+                let change = self.changed(before, kind, name, &spec)?;
+                if !dry_run {
+                    self.write(&mut work.tx, keyring, &change).await?;
+                }
+                changes.push(change);
+            }
+            work.record.operation =
+                Operation::ConfigApply { dry_run, objects: changes.iter().map(applied).collect() };
+            work.allow(changes).await
+        })
+        .await
+    }
+
+    fn changed(
+        &self,
+        before: Option<Object>,
+        kind: Kind,
+        name: ObjectName,
+        spec: &Spec,
+    ) -> Result<ObjectChange, Error> {
+        let spec_json = spec.to_json();
+        let after = match &before {
+            Some(before) if before.spec_json == spec_json => before.clone(),
+            Some(before) => Object {
+                spec_json,
+                generation: before.generation + 1,
+                updated_at: self.now(),
+                ..before.clone()
+            },
+            None => Object {
+                id: self.entropy.uuid()?,
+                kind,
+                name,
+                spec_json,
+                generation: 1,
+                updated_at: self.now(),
+            },
+        };
+        Ok(ObjectChange { before, after })
+    }
+
+    async fn write(
+        &self,
+        connection: &mut PgConnection,
+        keyring: &Keyring,
+        change: &ObjectChange,
+    ) -> Result<(), Error> {
+        let after = &change.after;
+        match &change.before {
+            None => {
+                objects::insert(connection, after).await?;
+                if after.kind == Kind::Keyspace {
+                    let kek = keyring.new_kek(after.id, 1, &*self.entropy)?;
+                    keks::insert_active(connection, &kek, after.updated_at).await?;
+                }
+                Ok(())
+            }
+            Some(_) if change.is_change() => {
+                objects::update(connection, after.id, &after.spec_json, after.updated_at).await
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// One object.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, `Invalid` for an unknown kind.
+    pub async fn object(&self, token: Option<&str>, kind: &str, name: &str) -> Result<Object, Error> {
+        let operation = Operation::ConfigGet { kind: kind.to_owned(), object: name.to_owned() };
+        self.operate(token, operation, |mut work| async move {
+            let found = objects::find(&mut work.tx, Kind::parse(kind)?, name).await?;
+            work.allow(found.ok_or_else(|| no_such_object(kind, name))?).await
+        })
+        .await
+    }
+
+    /// All objects of a kind, or of all kinds if it is empty.
+    ///
+    /// # Errors
+    /// `Invalid` for an unknown kind.
+    pub async fn objects(&self, token: Option<&str>, kind: &str) -> Result<Vec<Object>, Error> {
+        let operation = Operation::ConfigList { kind: kind.to_owned() };
+        self.operate(token, operation, |mut work| async move {
+            let kind = if kind.is_empty() { None } else { Some(Kind::parse(kind)?) };
+            let found = objects::list(&mut work.tx, kind).await?;
+            work.allow(found).await
+        })
+        .await
+    }
+
+    /// Deletes an object.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, `Conflict` for a keyspace that has held a secret.
+    pub async fn delete_object(&self, token: Option<&str>, kind: &str, name: &str) -> Result<(), Error> {
+        let operation = Operation::ConfigDelete { kind: kind.to_owned(), object: name.to_owned() };
+        self.operate(token, operation, |mut work| async move {
+            let object = objects::lock(&mut work.tx, Kind::parse(kind)?, name)
+                .await?
+                .ok_or_else(|| no_such_object(kind, name))?;
+            if object.kind == Kind::Keyspace {
+                if secrets::any_in(&mut work.tx, object.id).await? {
+                    return Err(Error::Conflict(format!(
+                        "keyspace {name} holds secrets, or the version numbers of destroyed ones: it stays"
+                    )));
+                }
+                keks::delete_all(&mut work.tx, object.id).await?;
+            }
+            objects::delete(&mut work.tx, object.id).await?;
+            work.allow(()).await
+        })
+        .await
+    }
+}
+
+fn no_such_object(kind: &str, name: &str) -> Error {
+    Error::NotFound(format!("there is no {kind} {name}"))
+}
+
+fn parse(wanted: &[WantedObject]) -> Result<Vec<(Kind, ObjectName, Spec)>, Error> {
+    if wanted.is_empty() || wanted.len() > OBJECTS_MAX {
+        return Err(Error::Invalid(format!("apply 1 to {OBJECTS_MAX} objects")));
+    }
+    let mut seen = BTreeSet::new();
+    let mut parsed = Vec::with_capacity(wanted.len());
+    for object in wanted {
+        let named = |error: &dyn ToString| {
+            Error::Invalid(format!("{} {}: {}", object.kind, object.name, error.to_string()))
+        };
+        let kind = Kind::parse(&object.kind)?;
+        let name = ObjectName::try_from(object.name.as_str()).map_err(|error| named(&error))?;
+        let spec = Spec::parse(kind, &object.spec_json).map_err(|error| named(&error))?;
+        if !seen.insert((kind, name.clone())) {
+            return Err(named(&"named twice"));
+        }
+        parsed.push((kind, name, spec));
+    }
+    Ok(parsed)
+}
+
+fn applied(change: &ObjectChange) -> AppliedObject {
+    AppliedObject {
+        kind: change.after.kind.as_str().to_owned(),
+        name: change.after.name.to_string(),
+        generation: change.is_change().then_some(change.after.generation),
+    }
+}

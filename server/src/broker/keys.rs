@@ -1,0 +1,84 @@
+//! Operators' work on KEKs.
+
+use keyfold_core::{
+    audit::{Operation, Outcome},
+    object::Kind,
+};
+
+use crate::{
+    broker::{Broker, Record},
+    error::Error,
+    keys::{keyring::number, rewrap::rewrap},
+    store::{
+        keks::{self, KekSummary},
+        objects,
+    },
+};
+
+/// What a rotation did.
+pub struct Rotation {
+    /// The version that was active.
+    pub old_version: u32,
+    /// The version that is.
+    pub new_version: u32,
+    /// DEKs moved to it.
+    pub rewrapped_deks: u64,
+}
+
+impl Broker {
+    /// The KEKs of a keyspace, or of all if it is empty.
+    ///
+    /// # Errors
+    /// Those of Postgres.
+    pub async fn keys(&self, token: Option<&str>, keyspace: &str) -> Result<Vec<KekSummary>, Error> {
+        let operation = Operation::KeyList { keyspace: keyspace.to_owned() };
+        self.operate(token, operation, |mut work| async move {
+            let keys = keks::list(&mut work.tx, (!keyspace.is_empty()).then_some(keyspace)).await?;
+            work.allow(keys).await
+        })
+        .await
+    }
+
+    /// Makes a new KEK active and rewraps the keyspace's DEKs under it. The turn stands once it is committed; a rewrap
+    /// that is cut off goes on with the next turn, and meanwhile the older KEK still unwraps.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown keyspace; `Corrupt` when a DEK does not open.
+    pub async fn rotate_key(&self, token: Option<&str>, keyspace: &str) -> Result<Rotation, Error> {
+        let keyring = &*self.seal.keyring()?;
+        let asked =
+            Operation::KeyRotate { keyspace: keyspace.to_owned(), from_version: None, to_version: None };
+        let (old, new, actor) = self
+            .operate(token, asked, |mut work| async move {
+                // The keyspace's row lock lets one rotation at a time choose the next version.
+                let object = objects::lock(&mut work.tx, Kind::Keyspace, keyspace)
+                    .await?
+                    .ok_or_else(|| Error::NotFound(format!("there is no keyspace {keyspace}")))?;
+                let old = keks::active(&mut work.tx, object.id)
+                    .await?
+                    .ok_or_else(|| Error::Corrupt(format!("keks: no active key of keyspace {keyspace}")))?;
+                let new = keyring.new_kek(object.id, number(old.version)? + 1, &*self.entropy)?;
+                // What the server just made must open before anything is written under it.
+                keyring.unwrap_kek(&new)?;
+                keks::deactivate(&mut work.tx, old.id, self.now()).await?;
+                keks::insert_active(&mut work.tx, &new, self.now()).await?;
+                work.record.operation = Operation::KeyRotate {
+                    keyspace: keyspace.to_owned(),
+                    from_version: Some(number(old.version)?),
+                    to_version: Some(number(new.version)?),
+                };
+                let actor = work.record.actor.clone();
+                work.allow((old, new, actor)).await
+            })
+            .await?;
+        let rewrapped_deks = rewrap(&self.store, keyring, &new, &*self.entropy).await?;
+        let new_version = number(new.version)?;
+        let done = Operation::KeyRewrap {
+            keyspace: keyspace.to_owned(),
+            to_version: new_version,
+            deks: rewrapped_deks,
+        };
+        self.append_alone(&Record::new(actor, done), &Outcome::Allowed).await?;
+        Ok(Rotation { old_version: number(old.version)?, new_version, rewrapped_deks })
+    }
+}

@@ -1,0 +1,141 @@
+//! The installation: making it, and saying how it is.
+
+use std::{fs, path::Path};
+
+use keyfold_core::{
+    audit::{Actor, Operation, Outcome},
+    refusal::Refusal,
+    secret::SecretBytes,
+};
+use subtle::ConstantTimeEq as _;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::{
+    authn::{AdminToken, generate_admin_token},
+    broker::{Broker, Record},
+    error::Error,
+    keys::keyring::Keyring,
+    seal::State,
+    store::{Isolation, admin_tokens, audit, installation, root_wrapping_keys, schema_version},
+};
+
+/// How audit entries name the operator that `init` makes.
+pub const INITIAL_ADMINISTRATOR: &str = "initial-administrator";
+
+/// A new installation.
+pub struct Initialized {
+    /// Its id.
+    pub installation: Uuid,
+    /// The initial administrator's token, kept nowhere else.
+    pub admin_token: SecretBytes,
+}
+
+/// How the server is.
+pub struct Status {
+    /// What it can do.
+    pub state: State,
+    /// For operators only.
+    pub details: Option<StatusDetails>,
+}
+
+/// What only operators are told.
+pub struct StatusDetails {
+    /// The installation's id.
+    pub installation: Uuid,
+    /// The schema's version.
+    pub schema_version: i64,
+    /// Names the root key in use.
+    pub root_key_id: Uuid,
+    /// Entries in the audit log.
+    pub audit_entries: i64,
+    /// Whether the token that `init` showed is still valid.
+    pub initial_administrator_active: bool,
+}
+
+impl Broker {
+    /// Creates the installation. Works once, and only for who can read the server's bootstrap token.
+    ///
+    /// # Errors
+    /// `Refused` for a wrong bootstrap token or an initialised installation, `Sealed` without database or root key.
+    pub async fn initialize(&self, bootstrap: &str, expected: Option<&Path>) -> Result<Initialized, Error> {
+        if let State::Sealed(why) = self.seal.unseal(&self.store).await {
+            return Err(Error::Sealed(why));
+        }
+        let operation = Operation::SystemInitialize {};
+        if let Err(refusal) = check_bootstrap_token(bootstrap, expected) {
+            return self.audited(Record::new(Actor::unknown(), operation), Err(refusal.into())).await;
+        }
+        let roots = &self.seal.root_keys()?;
+        let made = self
+            .store
+            .tx("system.initialize", Isolation::Serializable, |mut tx| async move {
+                if installation::find(&mut tx).await?.is_some() {
+                    return Err(Refusal::AlreadyInitialized.into());
+                }
+                let at = self.now();
+                let id = self.entropy.uuid()?;
+                installation::insert(&mut tx, id, at).await?;
+                let rwk = Keyring::create(id, roots, &*self.entropy)?;
+                root_wrapping_keys::insert(&mut tx, &rwk, at).await?;
+                let (admin_token, token_hash) = generate_admin_token(&*self.entropy)?;
+                let admin = AdminToken { name: INITIAL_ADMINISTRATOR.to_owned(), token_hash };
+                admin_tokens::insert(&mut tx, self.entropy.uuid()?, &admin, at).await?;
+                let actor = Actor::Operator { name: INITIAL_ADMINISTRATOR.to_owned() };
+                let record = Record::new(actor, Operation::SystemInitialize {});
+                self.append(&mut tx, &record, &Outcome::Allowed).await?;
+                tx.commit(Initialized { installation: id, admin_token }).await
+            })
+            .await;
+        let made = match made {
+            Err(error) if error.is_answer() => {
+                self.audited(Record::new(Actor::unknown(), operation), Err(error)).await?
+            }
+            made => made?,
+        };
+        self.seal.unseal(&self.store).await;
+        Ok(made)
+    }
+
+    /// How the server is; with an operator's token also the details.
+    ///
+    /// # Errors
+    /// `Refused` when a token is given and is not an operator's.
+    pub async fn status(&self, token: Option<&str>) -> Result<Status, Error> {
+        let state = match self.seal.unseal(&self.store).await {
+            State::Serving(keyring) => match self.store.check_schema().await {
+                Ok(_) => State::Serving(keyring),
+                Err(Error::Sealed(why)) => State::Sealed(why),
+                Err(_) => State::Sealed("the database cannot be reached".into()),
+            },
+            other => other,
+        };
+        let details = match (&state, token) {
+            (State::Serving(keyring), Some(token)) => Some(self.status_details(keyring, token).await?),
+            _ => None,
+        };
+        Ok(Status { state, details })
+    }
+
+    async fn status_details(&self, keyring: &Keyring, token: &str) -> Result<StatusDetails, Error> {
+        self.operator(Some(token)).await?;
+        let mut connection = self.store.connection().await?;
+        let admins = admin_tokens::live(&mut connection).await?;
+        Ok(StatusDetails {
+            installation: keyring.installation(),
+            schema_version: schema_version(),
+            root_key_id: keyring.root_key_id(),
+            audit_entries: audit::size(&mut connection).await?,
+            initial_administrator_active: admins.iter().any(|admin| admin.name == INITIAL_ADMINISTRATOR),
+        })
+    }
+}
+
+fn check_bootstrap_token(presented: &str, expected: Option<&Path>) -> Result<(), Refusal> {
+    let expected = expected.and_then(|path| fs::read(path).ok()).map(Zeroizing::new);
+    let expected = expected.as_ref().map(|token| token.trim_ascii()).filter(|token| !token.is_empty());
+    match expected {
+        Some(expected) if bool::from(expected.ct_eq(presented.trim().as_bytes())) => Ok(()),
+        _ => Err(Refusal::BootstrapToken),
+    }
+}

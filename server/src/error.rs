@@ -1,0 +1,104 @@
+//! What can go wrong in an operation. The text of every variant may reach the caller, save `Database` and `Corrupt`,
+//! whose details are for the log.
+
+use keyfold_core::{
+    entropy::EntropyError, envelope::SealError, name::NameError, object::ObjectError, path::PathError,
+    refusal::Refusal,
+};
+
+/// Why an operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The caller may not.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// What an operator named is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// The state is not what the request requires.
+    #[error("{0}")]
+    Conflict(String),
+    /// `init` has not been done.
+    #[error("this installation is not initialised: run keyfold init")]
+    NotInitialized,
+    /// The root key or the database cannot be reached.
+    #[error("the server is sealed: {0}")]
+    Sealed(String),
+    /// An issuer's keys cannot be had.
+    #[error(
+        "the keys of issuer {0} cannot be fetched, so its tokens cannot be checked: try again, or see the server's log"
+    )]
+    IssuerUnavailable(String),
+    /// Postgres failed.
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+    /// Stored data is not what was stored.
+    #[error("stored data failed its integrity check: see the server's log")]
+    Corrupt(String),
+    /// The system gave no randomness.
+    #[error("the system gave no randomness")]
+    Entropy,
+}
+
+impl Error {
+    /// The stable code that audit entries keep.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.code(),
+            Self::Invalid(_) => "invalid",
+            Self::NotFound(_) => "not-found",
+            Self::Conflict(_) => "conflict",
+            Self::NotInitialized => "not-initialized",
+            Self::Sealed(_) => "sealed",
+            Self::IssuerUnavailable(_) => "issuer-unavailable",
+            Self::Database(_) => "database",
+            Self::Corrupt(_) => "corrupt",
+            Self::Entropy => "entropy",
+        }
+    }
+
+    /// Whether this is an answer to the caller, which the audit log records as a refusal, rather than a failure of ours.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Invalid(_) | Self::NotFound(_) | Self::Conflict(_))
+    }
+
+    /// Whether Postgres asks for the transaction to be run again: it lost against another, and left nothing behind.
+    pub fn is_transient_conflict(&self) -> bool {
+        let Self::Database(sqlx::Error::Database(error)) = self else { return false };
+        // serialization_failure and deadlock_detected
+        matches!(error.code().as_deref(), Some("40001" | "40P01"))
+    }
+}
+
+impl From<EntropyError> for Error {
+    fn from(_: EntropyError) -> Self {
+        Self::Entropy
+    }
+}
+
+impl From<SealError> for Error {
+    fn from(_: SealError) -> Self {
+        Self::Entropy
+    }
+}
+
+impl From<PathError> for Error {
+    fn from(error: PathError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<NameError> for Error {
+    fn from(error: NameError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<ObjectError> for Error {
+    fn from(error: ObjectError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}

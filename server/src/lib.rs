@@ -1,0 +1,13 @@
+//! Keyfold's server: authenticates pods, decides, audits and issues secrets; keeps all state in Postgres.
+
+pub mod api;
+pub mod authn;
+pub mod broker;
+pub mod config;
+pub mod error;
+pub mod keys;
+pub mod listener;
+pub mod seal;
+pub mod serve;
+pub mod store;
+pub mod telemetry;

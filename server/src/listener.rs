@@ -1,0 +1,93 @@
+//! Connections: TLS 1.3 only, with bounds on how many there are and how long a handshake may take.
+
+use std::{fs, io, sync::Arc, time::Duration};
+
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Limits, Tls};
+
+mod connection;
+
+pub use connection::Connection;
+
+/// Reads the serving certificate.
+///
+/// # Errors
+/// Names the file and what is wrong with it.
+pub fn tls_config(tls: &Tls) -> Result<ServerConfig, String> {
+    let certificate = fs::read(&tls.certificate_file)
+        .map_err(|error| format!("tls.certificate_file {}: {error}", tls.certificate_file.display()))?;
+    let chain = CertificateDer::pem_slice_iter(&certificate)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| format!("tls.certificate_file {} is not PEM", tls.certificate_file.display()))?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key_file).map_err(|_| {
+        format!("tls.key_file {} holds no readable private key in PEM", tls.key_file.display())
+    })?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| error.to_string())?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|error| format!("tls: certificate and key do not fit: {error}"))?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// Accepts connections until `shutdown`, and gives those whose handshake succeeded.
+pub fn accept(
+    listener: TcpListener,
+    tls: ServerConfig,
+    limits: &Limits,
+    shutdown: CancellationToken,
+) -> ReceiverStream<io::Result<Connection>> {
+    let (sender, receiver) = mpsc::channel(64);
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let handshake_max = Duration::from_secs(limits.handshake_secs);
+    let places = Arc::new(Semaphore::new(limits.connections));
+    tokio::spawn(async move {
+        loop {
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let Ok((tcp, _)) = accepted else {
+                // Out of file descriptors, most likely: accepting again at once would spin.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            // Beyond the bound a connection is closed at once, rather than left waiting.
+            let Ok(place) = places.clone().try_acquire_owned() else { continue };
+            tokio::spawn(handshake(acceptor.clone(), tcp, place, handshake_max, sender.clone()));
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+async fn handshake(
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    place: OwnedSemaphorePermit,
+    handshake_max: Duration,
+    sender: mpsc::Sender<io::Result<Connection>>,
+) {
+    let _ = tcp.set_nodelay(true);
+    let done: Result<io::Result<TlsStream<TcpStream>>, _> =
+        tokio::time::timeout(handshake_max, acceptor.accept(tcp)).await;
+    match done {
+        Ok(Ok(stream)) => {
+            let _ = sender.send(Ok(Connection::new(stream, place))).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+        Err(_) => tracing::debug!("TLS handshake took too long"),
+    }
+}

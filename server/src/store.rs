@@ -1,0 +1,208 @@
+//! All state, in Postgres. One file a table below; `Store::tx` is the only way to a transaction.
+
+use std::{
+    fs,
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
+
+use sqlx::{
+    PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
+};
+use tokio::time::Instant;
+
+use crate::{config, error::Error};
+
+pub mod admin_tokens;
+pub mod audit;
+pub mod deks;
+pub mod installation;
+pub mod keks;
+pub mod objects;
+pub mod root_wrapping_keys;
+pub mod secret_labels;
+pub mod secret_versions;
+pub mod secrets;
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
+
+/// How often a transaction that lost against others is run again before its caller is told.
+const ATTEMPTS: u32 = 10;
+
+/// The way to Postgres.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: PgPool,
+}
+
+/// How a transaction is kept apart from others.
+#[derive(Debug, Clone, Copy)]
+pub enum Isolation {
+    /// As if alone.
+    Serializable,
+    /// Each statement sees what is committed. The reason says why that is enough.
+    ReadCommitted {
+        /// Why.
+        because: &'static str,
+    },
+}
+
+/// An open transaction. Rolled back when dropped.
+pub struct Tx(sqlx::Transaction<'static, sqlx::Postgres>);
+
+/// What a transaction gave, once it is committed.
+pub struct Committed<T>(T);
+
+impl Tx {
+    /// Makes the transaction durable, and gives `value` back.
+    ///
+    /// # Errors
+    /// Those of Postgres.
+    pub async fn commit<T>(self, value: T) -> Result<Committed<T>, Error> {
+        self.0.commit().await?;
+        Ok(Committed(value))
+    }
+}
+
+impl Deref for Tx {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.0
+    }
+}
+
+impl DerefMut for Tx {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
+}
+
+impl Store {
+    /// A store that connects when first used, always over TLS with the server's certificate and name checked.
+    ///
+    /// # Errors
+    /// When the URL or the password file cannot be read.
+    pub fn new(config: &config::Database) -> Result<Self, String> {
+        let mut options: PgConnectOptions = config
+            .url
+            .parse()
+            .map_err(|_| "database.url must have the form postgres://user@host:port/name".to_owned())?;
+        if let Some(file) = &config.password_file {
+            let password = fs::read_to_string(file)
+                .map_err(|error| format!("database.password_file {}: {error}", file.display()))?;
+            options = options.password(password.trim_end_matches(['\r', '\n']));
+        }
+        let options = options
+            .ssl_mode(PgSslMode::VerifyFull)
+            .ssl_root_cert(&config.ca_file)
+            .application_name("keyfold-server");
+        let pool = PgPoolOptions::new()
+            .max_connections(config.max_connections)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy_with(options);
+        Ok(Self { pool })
+    }
+
+    /// A connection for single statements.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached.
+    pub async fn connection(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, Error> {
+        Ok(self.pool.acquire().await?)
+    }
+
+    /// Runs `work` in a transaction, which `work` ends with `Tx::commit`; dropping it instead rolls back. A transaction
+    /// that lost against another is run again from the start, so `work` must have no effect outside it. `name` labels
+    /// its metrics.
+    ///
+    /// # Errors
+    /// Those of `work`, after which nothing has changed, and those of Postgres. A connection that is lost during the
+    /// commit leaves it open whether the transaction took place.
+    pub async fn tx<T, W>(
+        &self,
+        name: &'static str,
+        isolation: Isolation,
+        work: impl Fn(Tx) -> W,
+    ) -> Result<T, Error>
+    where
+        W: Future<Output = Result<Committed<T>, Error>>,
+    {
+        let start = Instant::now();
+        let mut attempt = 1;
+        let result = loop {
+            let done = match self.begin(isolation).await {
+                Ok(tx) => work(tx).await,
+                Err(error) => Err(error),
+            };
+            match done {
+                Err(error) if error.is_transient_conflict() && attempt < ATTEMPTS => {
+                    tokio::time::sleep(Duration::from_millis(u64::from(attempt) * 2)).await;
+                    attempt += 1;
+                }
+                done => break done,
+            }
+        };
+        let outcome = if result.is_ok() { "committed" } else { "rolled_back" };
+        metrics::histogram!("keyfold_transaction_seconds", "name" => name, "outcome" => outcome)
+            .record(start.elapsed().as_secs_f64());
+        metrics::counter!("keyfold_transaction_retries_total", "name" => name)
+            .increment(u64::from(attempt - 1));
+        result.map(|committed| committed.0)
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "the one place that begins a transaction")]
+    async fn begin(&self, isolation: Isolation) -> Result<Tx, Error> {
+        let begin = match isolation {
+            Isolation::Serializable => "BEGIN ISOLATION LEVEL SERIALIZABLE",
+            Isolation::ReadCommitted { because: _ } => "BEGIN ISOLATION LEVEL READ COMMITTED",
+        };
+        Ok(Tx(self.pool.begin_with(begin).await?))
+    }
+
+    /// Brings the schema to this server's version.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached, or holds a schema that this server does not know.
+    pub async fn migrate(&self) -> Result<(), String> {
+        MIGRATIONS.run(&self.pool).await.map_err(|error| error.to_string())
+    }
+
+    /// Checks that the schema is the one that this server was built for, and gives its version.
+    ///
+    /// # Errors
+    /// `Sealed` when it is older or newer, with what to do; those of Postgres.
+    pub async fn check_schema(&self) -> Result<i64, Error> {
+        let wanted = schema_version();
+        let found = sqlx::query_scalar!(
+            r#"SELECT CASE WHEN to_regclass('_sqlx_migrations') IS NULL THEN 0
+                      ELSE 1 END AS "known!""#
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        let found = if found == 0 { 0 } else { self.newest_migration().await? };
+        match found.cmp(&wanted) {
+            std::cmp::Ordering::Equal => Ok(found),
+            std::cmp::Ordering::Less => Err(Error::Sealed(format!(
+                "the database has schema {found} and this server needs {wanted}: run keyfold-server migrate"
+            ))),
+            std::cmp::Ordering::Greater => Err(Error::Sealed(format!(
+                "the database has schema {found}, newer than this server's {wanted}: run a newer keyfold-server"
+            ))),
+        }
+    }
+
+    async fn newest_migration(&self) -> Result<i64, Error> {
+        let version: Option<i64> =
+            sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+                .fetch_one(&self.pool)
+                .await?;
+        Ok(version.unwrap_or(0))
+    }
+}
+
+/// The schema version that this server was built for.
+pub fn schema_version() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
+}

@@ -1,0 +1,102 @@
+//! Tables `audit_head` and `audit_entries`: the audit log.
+
+use keyfold_core::audit::{Entry, Outcome, leaf_hash};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+use crate::error::Error;
+
+/// A stored entry.
+pub struct StoredEntry {
+    /// Its position.
+    pub index: i64,
+    /// The exact bytes that were hashed.
+    pub entry: Vec<u8>,
+    /// Their RFC 6962 leaf hash.
+    pub leaf_hash: Vec<u8>,
+}
+
+/// Which entries a list shows; an absent filter matches everything.
+#[derive(Debug, Default)]
+pub struct Filter {
+    /// The operation's name.
+    pub operation: Option<String>,
+    /// The actor's name.
+    pub actor: Option<String>,
+    /// A secret's path.
+    pub path: Option<String>,
+    /// `allowed` or `refused`.
+    pub outcome: Option<String>,
+    /// At this time or later.
+    pub since: Option<OffsetDateTime>,
+    /// Before this time.
+    pub until: Option<OffsetDateTime>,
+    /// Only lower indexes.
+    pub before_index: Option<i64>,
+}
+
+/// Appends one entry. The index comes from the head row, whose lock is held until the transaction ends, so this is
+/// best a transaction's last statement.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn append(connection: &mut PgConnection, at: OffsetDateTime, entry: &Entry) -> Result<(), Error> {
+    let bytes = entry.to_bytes();
+    let outcome = match entry.outcome {
+        Outcome::Allowed => "allowed",
+        Outcome::Refused { .. } => "refused",
+    };
+    sqlx::query!(
+        "WITH head AS (UPDATE audit_head SET size = size + 1 RETURNING size - 1 AS index)
+         INSERT INTO audit_entries (index, at, operation, actor, outcome, paths, entry, leaf_hash)
+         SELECT head.index, $1, $2, $3, $4, $5, $6, $7 FROM head",
+        at,
+        entry.operation.name(),
+        entry.actor.name(),
+        outcome,
+        &entry.operation.paths(),
+        bytes,
+        &leaf_hash(&bytes)[..]
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Up to `limit` entries that match, newest first.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn list(
+    connection: &mut PgConnection,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Vec<StoredEntry>, Error> {
+    Ok(sqlx::query_as!(
+        StoredEntry,
+        "SELECT index, entry, leaf_hash FROM audit_entries
+         WHERE ($1::text IS NULL OR operation = $1) AND ($2::text IS NULL OR actor = $2)
+           AND ($3::text IS NULL OR paths @> ARRAY[$3]) AND ($4::text IS NULL OR outcome = $4)
+           AND ($5::timestamptz IS NULL OR at >= $5) AND ($6::timestamptz IS NULL OR at < $6)
+           AND ($7::bigint IS NULL OR index < $7)
+         ORDER BY index DESC LIMIT $8",
+        filter.operation,
+        filter.actor,
+        filter.path,
+        filter.outcome,
+        filter.since,
+        filter.until,
+        filter.before_index,
+        limit
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// The number of entries.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn size(connection: &mut PgConnection) -> Result<i64, Error> {
+    Ok(sqlx::query_scalar!("SELECT size FROM audit_head").fetch_one(connection).await?)
+}
