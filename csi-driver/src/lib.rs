@@ -26,7 +26,7 @@ use keyfold_proto::{
     csi::v1::{identity_server::IdentityServer, node_server::NodeServer},
     pluginregistration::registration_server::RegistrationServer,
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::Router};
@@ -77,7 +77,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> R
     let stopping = CancellationToken::new();
     let _stop_on_every_way_out = stopping.clone().drop_guard();
     let csi_router = csi_router(&config, stopping.clone()).await?;
-    let (refusal, mut refused) = watch::channel(None);
+    let (refusal, mut refused) = mpsc::channel(1);
     let registration = RegistrationService::new(&config.csi_socket(), refusal);
 
     let mut csi = Serving::start("CSI", csi_router, socket::bind(&config.csi_socket())?, stopping.clone());
@@ -91,7 +91,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> R
 
     let reason = tokio::select! {
         () = shutdown => Ok(()),
-        refused = wait_for_refusal(&mut refused) => Err(RunError::NotRegistered(refused)),
+        Some(why) = refused.recv() => Err(RunError::NotRegistered(why)),
         error = csi.ended() => Err(error),
         error = registration.ended() => Err(error),
     };
@@ -112,14 +112,6 @@ async fn csi_router(config: &Config, stopping: CancellationToken) -> Result<Rout
     // Health of the whole driver, "", is SERVING from the start.
     let (_, health) = tonic_health::server::health_reporter();
     Ok(Server::builder().add_service(health).add_service(identity).add_service(node))
-}
-
-async fn wait_for_refusal(refused: &mut watch::Receiver<Option<String>>) -> String {
-    match refused.wait_for(Option::is_some).await {
-        Ok(reason) => reason.clone().unwrap_or_default(),
-        // The sender lives as long as its service; `ended` reports its end.
-        Err(_) => std::future::pending().await,
-    }
 }
 
 /// A socket being served.

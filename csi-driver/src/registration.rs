@@ -7,7 +7,7 @@ use keyfold_proto::pluginregistration::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
     registration_server::Registration,
 };
-use tokio::sync::watch;
+use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
 /// Version of the plugin API that kubelet's CSI manager wants to hear.
@@ -16,13 +16,13 @@ const SUPPORTED_VERSION: &str = "1.0.0";
 /// Serves the Registration service.
 pub struct RegistrationService {
     endpoint: String,
-    refusal: watch::Sender<Option<String>>,
+    refusal: mpsc::Sender<String>,
 }
 
 impl RegistrationService {
     /// A service that names `csi_socket`, a path of the host. When kubelet says that registering failed, `refusal`
     /// gets its reason.
-    pub fn new(csi_socket: &Path, refusal: watch::Sender<Option<String>>) -> Self {
+    pub fn new(csi_socket: &Path, refusal: mpsc::Sender<String>) -> Self {
         Self { endpoint: csi_socket.to_string_lossy().into_owned(), refusal }
     }
 }
@@ -46,7 +46,8 @@ impl Registration for RegistrationService {
         if plugin_registered {
             tracing::info!("kubelet registered the driver");
         } else {
-            self.refusal.send_replace(Some(error));
+            // Full when kubelet said so before; once is enough.
+            let _ = self.refusal.try_send(error);
         }
         Ok(Response::new(RegistrationStatusResponse {}))
     }

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use keyfold_core::clock::{Clock as _, SystemClock};
 use keyfold_proto::keyfold::v1::{AuditEntry, ListEntriesRequest, Outcome};
 use prost_types::Timestamp;
 use serde_json::Value;
@@ -192,7 +193,7 @@ fn moment(text: &str) -> Result<SystemTime, String> {
     }
     let ago = duration(text)
         .map_err(|_| "must be RFC 3339 (2026-01-31T08:00:00Z), or a time ago such as 1h or 7d")?;
-    SystemTime::now().checked_sub(ago).ok_or_else(|| "is too long ago".into())
+    SystemTime::from(SystemClock.now()).checked_sub(ago).ok_or_else(|| "is too long ago".into())
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use time::format_description::well_known::Rfc3339;
 use tokio::net::UnixStream;
 use tonic::{
-    Status,
+    Code, Status,
     transport::{Channel, Endpoint},
 };
 use tower::service_fn;
@@ -209,12 +209,23 @@ impl Kubelet {
         Ok(info)
     }
 
-    /// Publishes a volume: for the first time, or again with a fresh token as kubelet does each minute or so.
+    /// Publishes a volume: for the first time, or again with a fresh token as kubelet does each minute or so. After
+    /// a first publish that was refused for good, nothing is kept of the volume, as kubelet keeps nothing.
     ///
     /// # Errors
     /// The driver's own status: its message is what the pod's event would show.
     pub async fn publish(&self, request: NodePublishVolumeRequest) -> Result<(), Status> {
+        let volume = Volume { id: request.volume_id.clone(), target: request.target_path.clone().into() };
+        let is_first = !self.volumes().contains(&volume);
         self.note(&request).map_err(|failure| Status::internal(failure.to_string()))?;
+        let answer = self.call_publish(request).await;
+        if is_first && answer.as_ref().is_err_and(|status| is_final(status.code())) {
+            self.forget(&volume).map_err(|error| Status::internal(error.to_string()))?;
+        }
+        answer
+    }
+
+    async fn call_publish(&self, request: NodePublishVolumeRequest) -> Result<(), Status> {
         let mut node = NodeClient::new(self.driver.clone());
         // Kubelet asks this before each publish, to learn of VOLUME_MOUNT_GROUP.
         node.node_get_capabilities(NodeGetCapabilitiesRequest {}).await?;
@@ -263,9 +274,11 @@ impl Kubelet {
         write_private(&folder.join(VOLUME_DATA), &json)
     }
 
-    /// Removes `vol_data.json`, and the folders above it as far as they are empty.
+    /// Removes the target and `vol_data.json`, and the folders above as far as they are empty.
     fn forget(&self, volume: &Volume) -> io::Result<()> {
         let Some(folder) = volume.target.parent() else { return Ok(()) };
+        // The driver has removed it; what is mounted still cannot be removed, and stays.
+        let _ = fs::remove_dir(&volume.target);
         remove_if_there(&folder.join(VOLUME_DATA))?;
         let pods = self.dir.join("pods");
         for folder in folder.ancestors().take_while(|folder| *folder != pods && folder.starts_with(&pods)) {
@@ -279,6 +292,14 @@ impl Kubelet {
 }
 
 const VOLUME_DATA: &str = "vol_data.json";
+
+/// Whether kubelet takes a failed publish for finished (`isFinalError` of its CSI plugin): with the other codes the
+/// driver may be at work still.
+fn is_final(code: Code) -> bool {
+    let undecided =
+        [Code::Cancelled, Code::DeadlineExceeded, Code::Unavailable, Code::ResourceExhausted, Code::Aborted];
+    !undecided.contains(&code)
+}
 
 /// The driver's CSI socket below kubelet's folder.
 pub fn csi_socket(kubelet_dir: &Path) -> PathBuf {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::{
-    files::{free_port, private_folder, random, read_text, remove_if_there, write_private, write_yaml},
+    files::{free_port, private_folder, random, read_text, write_private, write_yaml},
     pki::{Authority, LOOPBACK},
     postgres::Access,
     process::{Process, guarded},
@@ -213,13 +213,4 @@ impl Server {
         *self = Self::start(&self.setup).await?;
         Ok(())
     }
-}
-
-/// Forgets what another server left in `folder`: a token that opens nothing any more would only mislead.
-///
-/// # Errors
-/// When it cannot be removed.
-pub fn clear(folder: &Path) -> Result<(), Failure> {
-    let stale = folder.join("admin-token");
-    remove_if_there(&stale).map_err(|error| Failure::io(format!("cannot remove {}", stale.display()), &error))
 }

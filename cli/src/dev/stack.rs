@@ -66,6 +66,12 @@ impl DevFile {
         let text = read_text(&path).map_err(|failure| not_up(failure.to_string()))?;
         serde_json::from_str(&text).map_err(|error| not_up(format!("{}: {error}", path.display())))
     }
+
+    fn write(&self, dir: &Path) -> Result<(), Failure> {
+        let json = serde_json::to_string_pretty(self)
+            .map_err(|error| Failure::new(Exit::Internal, "cannot write dev.json", error.to_string()))?;
+        write_private(&dir.join("dev.json"), format!("{json}\n").as_bytes())
+    }
 }
 
 /// The key of the environment's issuer, in its folder.
@@ -121,9 +127,7 @@ impl Stack {
             start_driver(&dir, &programs.driver, mounts, server.setup(), &minter).await?;
 
         let dev_file = describe(&dir, &server, &driver, &issuer, &postgres);
-        let json = serde_json::to_vec_pretty(&dev_file)
-            .map_err(|error| Failure::new(Exit::Internal, "cannot write dev.json", error.to_string()))?;
-        write_private(&dir.join("dev.json"), &json)?;
+        dev_file.write(&dir)?;
         Ok(Self { driver, server, issuer, postgres, minter, token_refresh, dir, dev_file, _lock: lock })
     }
 

@@ -89,8 +89,8 @@ fn a_change_swaps_all_files_and_removes_stale_names_and_the_old_folder() {
     assert_eq!(
         volume.layout(),
         [
-            format!("..data -> {generation}"),
             generation.into(),
+            format!("..data -> {generation}"),
             "db -> ..data/db".into(),
             "new -> ..data/new".into()
         ]

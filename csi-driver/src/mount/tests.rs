@@ -26,7 +26,7 @@ pub(crate) fn tmpfs(size_bytes: u64, access: Access) -> Tmpfs {
 
 /// A place to mount at, cleared in the end whatever happens.
 struct Place {
-    folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
     point: MountPoint,
 }
 
@@ -34,7 +34,7 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let point = MountPoint(folder.path().canonicalize().unwrap().join("mount"));
-        Self { folder, point }
+        Self { _folder: folder, point }
     }
 
     fn read(&self, path: &str) -> Vec<u8> {

@@ -28,16 +28,20 @@ use crate::folder::Folder;
 
 const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 
+type Answer = Result<Vec<IssuedSecret>, Status>;
+
+/// Authorization, pod token, role and items of a request.
+type Seen = (String, String, String, Vec<SecretReference>);
+
 /// What the stand-in answers: each answer once, the last one for ever.
 #[derive(Clone, Default)]
 struct Broker {
-    answers: Arc<Mutex<VecDeque<Result<Vec<IssuedSecret>, Status>>>>,
-    /// Driver token, pod token, role and items of each request.
-    seen: Arc<Mutex<Vec<(String, String, String, Vec<SecretReference>)>>>,
+    answers: Arc<Mutex<VecDeque<Answer>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Broker {
-    fn answer(&self, answers: impl IntoIterator<Item = Result<Vec<IssuedSecret>, Status>>) {
+    fn answer(&self, answers: impl IntoIterator<Item = Answer>) {
         *self.answers.lock().unwrap() = answers.into_iter().collect();
     }
 

@@ -11,7 +11,7 @@ use crate::exit::Failure;
 /// One file of a volume.
 #[derive(Debug)]
 pub struct VolumeFile {
-    /// Its name.
+    /// Its path inside the volume.
     pub name: String,
     /// Its permission bits.
     pub mode: u32,
@@ -26,23 +26,31 @@ pub struct VolumeFile {
 /// # Errors
 /// When a file cannot be read.
 pub fn read(volume: &Path) -> Result<Vec<VolumeFile>, Failure> {
-    list(volume).map_err(|error| Failure::io(format!("cannot read the volume {}", volume.display()), &error))
+    let mut files = Vec::new();
+    collect(volume, "", &mut files)
+        .map_err(|error| Failure::io(format!("cannot read the volume {}", volume.display()), &error))?;
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(files)
 }
 
-fn list(volume: &Path) -> io::Result<Vec<VolumeFile>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(volume)? {
-        let name = entry?.file_name().display().to_string();
+/// Adds the files of `folder`, whose names begin with `prefix`.
+fn collect(folder: &Path, prefix: &str, files: &mut Vec<VolumeFile>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = format!("{prefix}{}", entry.file_name().display());
+        // `..data` and the folder that it points to are the writer's own.
         if name.starts_with("..") {
             continue;
         }
-        let path = volume.join(&name);
-        let meta = fs::metadata(&path)?;
+        let (path, meta) = (entry.path(), fs::metadata(entry.path())?);
+        if meta.is_dir() {
+            collect(&path, &format!("{name}/"), files)?;
+            continue;
+        }
         let content = fs::read_to_string(&path)?;
         files.push(VolumeFile { name, mode: meta.mode() & 0o7777, owner: (meta.uid(), meta.gid()), content });
     }
-    files.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(files)
+    Ok(())
 }
 
 /// Where `..data` points: the generation of files that the pod sees.
