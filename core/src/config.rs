@@ -1,5 +1,7 @@
 //! Configuration: one YAML file, with overrides from the environment. Unknown keys are refused.
 
+use std::collections::BTreeMap;
+
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -10,7 +12,8 @@ pub struct ConfigError(String);
 
 /// Parses `yaml`, lays over it the variables of `environment` that begin with `prefix`, and checks the result.
 ///
-/// `PREFIX` + `DATABASE__URL=x` sets `database.url`. A value is read as YAML, so `16` is a number and `text` a string.
+/// `PREFIX` + `DATABASE__URL=x` sets `database.url`. A variable's value is taken as text where the key wants text, and
+/// is read as YAML elsewhere: `16` can be a number and `12` the name of a node.
 ///
 /// # Errors
 /// When the YAML or an override cannot be read, or the whole does not fit `T`; the message names the key.
@@ -19,36 +22,54 @@ pub fn load<T: DeserializeOwned>(
     prefix: &str,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<T, ConfigError> {
-    let mut root: Value = serde_saphyr::from_str(yaml).map_err(|error| ConfigError(first_line(&error)))?;
+    let mut root: Value = parse(yaml).map_err(ConfigError)?;
     if root.is_null() {
         root = Value::Object(Map::new());
     }
+    // Keys whose variable still stands as text, with the variable's name.
+    let mut texts = BTreeMap::new();
     for (variable, value) in environment {
         let Some(key) = variable.strip_prefix(prefix) else { continue };
-        let key = key.to_ascii_lowercase();
-        let value = serde_saphyr::from_str(&value)
-            .map_err(|error| ConfigError(format!("{variable}: {}", first_line(&error))))?;
-        set(&mut root, &key, value)
+        let key = key.to_ascii_lowercase().replace("__", ".");
+        set(&mut root, &key, Value::String(value))
             .ok_or_else(|| ConfigError(format!("{variable}: {key:?} lies below a key that is not a map")))?;
+        texts.insert(key, variable);
     }
-    serde_path_to_error::deserialize(root).map_err(|error| {
+    loop {
+        let error = match serde_path_to_error::deserialize(root.clone()) {
+            Ok(config) => return Ok(config),
+            Err(error) => error,
+        };
         let path = error.path().to_string();
-        let reason = error.into_inner();
-        ConfigError(if path == "." { reason.to_string() } else { format!("{path}: {reason}") })
-    })
+        let Some(variable) = texts.remove(&path) else { return Err(refusal(&path, &error.into_inner())) };
+        let text =
+            root.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_str).unwrap_or_default();
+        let value = parse(text).map_err(|reason| ConfigError(format!("{variable}: {reason}")))?;
+        if value.is_string() {
+            return Err(refusal(&path, &error.into_inner()));
+        }
+        set(&mut root, &path, value);
+    }
+}
+
+fn parse(yaml: &str) -> Result<Value, String> {
+    // As YAML 1.2 has it: without this `no` and `n` would be booleans, and no node could have such a name.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    serde_saphyr::from_str_with_options(yaml, options)
+        .map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())
+}
+
+fn refusal(path: &str, reason: &serde_json::Error) -> ConfigError {
+    ConfigError(if path == "." { reason.to_string() } else { format!("{path}: {reason}") })
 }
 
 fn set(root: &mut Value, key: &str, value: Value) -> Option<()> {
     let mut node = root;
-    for part in key.split("__") {
+    for part in key.split('.') {
         node = node.as_object_mut()?.entry(part).or_insert_with(|| Value::Object(Map::new()));
     }
     *node = value;
     Some(())
-}
-
-fn first_line(error: &impl ToString) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
@@ -101,6 +122,15 @@ mod tests {
     }
 
     #[test]
+    fn text_stays_text_however_it_looks() {
+        for text in ["12", "no", "n", "1e3", "null", "a: b"] {
+            let sample = load_sample(YAML, &[("KEYFOLD_SERVER__LISTEN", text)]).unwrap();
+            assert_eq!(sample.listen, text);
+        }
+        assert_eq!(load_sample("listen: no\ndatabase: {url: n}", &[]).unwrap().listen, "no");
+    }
+
+    #[test]
     fn a_wrong_key_is_refused_by_name() {
         let typo = load_sample("listen: x\ndatabase: {url: a, max_conections: 3}", &[]).unwrap_err();
         assert!(typo.starts_with("database.max_conections: unknown field `max_conections`"), "{typo}");
@@ -108,6 +138,8 @@ mod tests {
         assert!(variable.starts_with("listn: unknown field"), "{variable}");
         let number = load_sample("listen: x\ndatabase: {url: a, max_connections: many}", &[]).unwrap_err();
         assert!(number.starts_with("database.max_connections: invalid type"), "{number}");
+        let many = load_sample(YAML, &[("KEYFOLD_SERVER__DATABASE__MAX_CONNECTIONS", "many")]).unwrap_err();
+        assert!(many.starts_with("database.max_connections: invalid type"), "{many}");
         assert!(load_sample("listen: [", &[]).is_err());
         assert!(load_sample("listen: x\nlisten: y\ndatabase: {url: a}", &[]).is_err(), "duplicate key");
     }

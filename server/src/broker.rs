@@ -7,6 +7,7 @@ use keyfold_core::{
     audit::{Actor, Entry, IssuedItem, Operation, Outcome},
     clock::Clock,
     entropy::Entropy,
+    identity::WorkloadIdentity,
     object::{Capability, Kind, Spec},
     path::SecretPath,
     payload::Fields,
@@ -21,7 +22,10 @@ use crate::{
     error::Error,
     keys::keyring::number,
     seal::Seal,
-    store::{Committed, Isolation, Store, Tx, admin_tokens, audit, objects, secret_versions},
+    store::{
+        Committed, Isolation, Store, Tx, admin_tokens, audit, objects,
+        secret_versions::{self, StoredVersion},
+    },
 };
 
 pub mod audit_log;
@@ -32,6 +36,9 @@ pub mod system;
 
 /// Why appending an entry needs no stronger isolation.
 const APPEND: Isolation = Isolation::ReadCommitted { because: "the head row's lock orders all appends" };
+
+/// Most bytes of one volume's secrets, encrypted, together.
+const ISSUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Holds everything that operations need.
 pub struct Broker {
@@ -89,10 +96,8 @@ impl Broker {
         let keyring = self.seal.keyring()?;
         let mut record = Record::new(Actor::unknown(), request.operation());
         let decision = async {
-            let mut connection = self.store.connection().await?;
-
             // 1. Who is it?
-            let issuers = self.issuers(&mut connection).await?;
+            let issuers = self.issuers().await?;
             let caller = self
                 .authenticator
                 .pod_caller(request.pod_token, request.driver_token, &issuers)
@@ -101,6 +106,7 @@ impl Broker {
             record.actor = Actor::pod(caller.identity());
 
             // 2. What may it have?
+            let mut connection = self.store.connection().await?;
             let roles = self.candidate_roles(&mut connection, request.role).await?;
             let role = policy::select_role(caller.identity(), &roles, request.role)?;
             record.operation = request.operation_under(role, caller.identity());
@@ -118,6 +124,7 @@ impl Broker {
                 return Err(Refusal::Items { role: role.name.clone(), refused, missing }.into());
             }
             let versions: Vec<_> = paths.iter().filter_map(|path| found.remove(path)).collect();
+            check_size(&versions)?;
             record.note_versions(&versions)?;
             Ok((role.name.to_string(), versions))
         }
@@ -218,9 +225,11 @@ impl Broker {
         now.replace_nanosecond(now.nanosecond() / 1_000 * 1_000).unwrap_or(now)
     }
 
-    async fn issuers(&self, connection: &mut PgConnection) -> Result<Vec<IssuerRecord>, Error> {
+    /// Gives its connection back before it answers: checking a token may wait for an issuer's keys.
+    async fn issuers(&self) -> Result<Vec<IssuerRecord>, Error> {
+        let mut connection = self.store.connection().await?;
         let mut issuers = Vec::new();
-        for object in objects::list(connection, Some(Kind::Issuer)).await? {
+        for object in objects::list(&mut connection, Some(Kind::Issuer)).await? {
             if let Spec::Issuer(spec) = object.spec()? {
                 issuers.push(IssuerRecord { name: object.name, generation: object.generation, spec });
             }
@@ -247,6 +256,17 @@ impl Broker {
     }
 }
 
+/// One volume's secrets travel in one message, and are held in memory meanwhile.
+fn check_size(versions: &[StoredVersion]) -> Result<(), Error> {
+    let bytes: usize = versions.iter().map(|version| version.payload.len()).sum();
+    if bytes <= ISSUE_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "the volume's secrets have {bytes} bytes together, and may have {ISSUE_BYTES_MAX}: split the volume"
+    )))
+}
+
 fn required<'a>(items: impl Iterator<Item = &'a &'a WantedItem>) -> Vec<SecretPath> {
     items.filter(|item| !item.optional).map(|item| item.path.clone()).collect()
 }
@@ -260,11 +280,7 @@ impl IssueRequest<'_> {
         }
     }
 
-    fn operation_under(
-        &self,
-        role: &AppRole,
-        identity: &keyfold_core::identity::WorkloadIdentity,
-    ) -> Operation {
+    fn operation_under(&self, role: &AppRole, identity: &WorkloadIdentity) -> Operation {
         let item = |item: &WantedItem| IssuedItem {
             path: item.path.to_string(),
             version: None,
@@ -279,7 +295,7 @@ impl IssueRequest<'_> {
     fn split_by_grant(
         &self,
         role: &AppRole,
-        identity: &keyfold_core::identity::WorkloadIdentity,
+        identity: &WorkloadIdentity,
     ) -> (Vec<&WantedItem>, Vec<&WantedItem>) {
         self.items
             .iter()
@@ -333,7 +349,7 @@ impl Record {
         }
     }
 
-    fn note_versions(&mut self, versions: &[secret_versions::StoredVersion]) -> Result<(), Error> {
+    fn note_versions(&mut self, versions: &[StoredVersion]) -> Result<(), Error> {
         let Operation::SecretIssue { items, .. } = &mut self.operation else { return Ok(()) };
         for version in versions {
             if let Some(item) = items.iter_mut().find(|item| item.path == version.path) {

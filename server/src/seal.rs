@@ -66,11 +66,20 @@ impl Seal {
         let state = match self.try_unseal(store).await {
             Ok(state) => state,
             Err(Error::Sealed(why)) => State::Sealed(why),
-            Err(Error::Database(_)) => State::Sealed("the database cannot be reached".into()),
+            Err(Error::Database(cause)) => self.sealed_by_database(&cause),
             Err(error) => State::Sealed(error.to_string()),
         };
         *self.state.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = state.clone();
         state
+    }
+
+    /// The cause is for the log, and once: the server tries again all the time.
+    fn sealed_by_database(&self, cause: &sqlx::Error) -> State {
+        const WHY: &str = "the database cannot be reached: see the server's log";
+        if !matches!(self.state(), State::Sealed(why) if why == WHY) {
+            tracing::error!(%cause, "the database cannot be reached");
+        }
+        State::Sealed(WHY.into())
     }
 
     async fn try_unseal(&self, store: &Store) -> Result<State, Error> {

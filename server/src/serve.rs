@@ -27,6 +27,9 @@ use crate::{
 /// How often the server looks whether it can serve.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How long calls in work may take once the server is to stop: within the 30 s that Kubernetes gives a pod.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(20);
+
 /// A server that has bound its socket.
 pub struct Bound {
     listener: TcpListener,
@@ -98,10 +101,18 @@ impl Bound {
             .add_service(KeyServiceServer::new(api.clone()).max_decoding_message_size(bytes))
             .add_service(AuditServiceServer::new(api.clone()).max_decoding_message_size(bytes))
             .add_service(SystemServiceServer::new(api).max_decoding_message_size(bytes))
-            .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
-            .await;
+            .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+        // A caller that keeps its connection open cannot keep the server from stopping.
+        let patience = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(SHUTDOWN_MAX).await;
+        };
+        let done = tokio::select! {
+            served = served => served.map_err(|error| format!("the server stopped: {error}")),
+            () = patience => Ok(()),
+        };
         watcher.abort();
-        served.map_err(|error| format!("the server stopped: {error}"))
+        done
     }
 }
 

@@ -59,6 +59,14 @@ impl Recorded {
     /// # Panics
     /// When it does not start, or refuses the set-up.
     pub async fn at(now: OffsetDateTime) -> Self {
+        Self::configured(now, |_| {}).await
+    }
+
+    /// The same, after `change` has changed the server's configuration.
+    ///
+    /// # Panics
+    /// When it does not start, or refuses the set-up.
+    pub async fn configured(now: OffsetDateTime, change: impl FnOnce(&mut Config)) -> Self {
         let database = Database::shared();
         let folder = tempfile::tempdir().expect("a temporary folder");
         let setup = world::server_setup(folder.path(), "server", &database);
@@ -66,6 +74,7 @@ impl Recorded {
         let mut config: Config =
             keyfold_core::config::load(&yaml, ENVIRONMENT_PREFIX, []).expect("the configuration loads");
         config.jwks_dir = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/kubernetes-1.36"));
+        change(&mut config);
         let bound = serve::bind(config, Arc::new(FixedClock(now))).await.expect("the server binds");
         let stop = CancellationToken::new();
         tokio::spawn(bound.serve(stop.clone()));
@@ -143,11 +152,34 @@ impl Recorded {
         driver_token: &str,
         role: &str,
     ) -> Result<IssueSecretsResponse, Status> {
-        let mut request = Request::new(IssueSecretsRequest {
+        let message = IssueSecretsRequest {
             pod_token: pod_token.trim().into(),
             role: role.into(),
             items: vec![SecretReference { path: "payments/db".into(), optional: false }],
-        });
+        };
+        self.call_issue(message, driver_token).await
+    }
+
+    /// Asks for `paths` as the recorded driver would for the recorded pod.
+    ///
+    /// # Errors
+    /// The server's status.
+    pub async fn issue_paths(&self, paths: &[&str]) -> Result<IssueSecretsResponse, Status> {
+        let item = |path: &&str| SecretReference { path: (*path).into(), optional: false };
+        let message = IssueSecretsRequest {
+            pod_token: fixture("tokens/payments-api-on-node-vm.jwt").trim().into(),
+            role: "payments-api".into(),
+            items: paths.iter().map(item).collect(),
+        };
+        self.call_issue(message, &fixture("tokens/driver-on-node-vm.jwt")).await
+    }
+
+    async fn call_issue(
+        &self,
+        message: IssueSecretsRequest,
+        driver_token: &str,
+    ) -> Result<IssueSecretsResponse, Status> {
+        let mut request = Request::new(message);
         let bearer = format!("Bearer {}", driver_token.trim()).parse().expect("a token is ASCII");
         request.metadata_mut().insert("authorization", bearer);
         Ok(WorkloadServiceClient::new(self.channel()).issue_secrets(request).await?.into_inner())

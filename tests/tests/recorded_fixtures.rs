@@ -45,7 +45,7 @@ async fn each_wrong_token_is_refused_for_its_own_reason() {
             "tokens/payments-api-not-bound-to-a-pod.jwt",
             DRIVER,
             Code::Unauthenticated,
-            "token-not-bound-to-pod",
+            "token-not-bound-to-a-pod",
         ),
         (&later, "tokens/payments-api-ten-minutes.jwt", DRIVER, Code::Unauthenticated, "token-expired"),
         (&world, POD, "tokens/driver-on-node-b.jwt", Code::PermissionDenied, "node-mismatch"),

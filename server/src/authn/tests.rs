@@ -299,8 +299,14 @@ async fn old_keys_are_renewed_beside_the_request() {
     assert_eq!(mount.code(&key, &issuers).await, "accepted");
     server.answer(KEYS_PATH, Answer::Json(key_set(&[])));
     mount.clock.advance(Duration::from_secs(5 * 60));
-    let renewed = async { while mount.code(&key, &issuers).await == "accepted" {} };
-    tokio::time::timeout(Duration::from_secs(20), renewed).await.expect("the withdrawn key is refused in the end");
+    let renewed = async {
+        while mount.code(&key, &issuers).await == "accepted" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), renewed)
+        .await
+        .expect("the withdrawn key is refused at last");
     assert_eq!(server.requests(), 4);
 }
 
