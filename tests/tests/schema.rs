@@ -1,0 +1,97 @@
+//! What the database itself holds to, whoever writes to it.
+
+use keyfold::dev::server::Server;
+use keyfold_tests::{Database, World};
+
+#[test]
+fn every_column_says_whether_it_changes_and_whether_it_is_encrypted() {
+    let database = Database::shared();
+    let uncommented = database.sql(
+        "SELECT c.relname || '.' || a.attname FROM pg_class c
+         JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'public'
+         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+         WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relname <> '_sqlx_migrations'
+           AND coalesce(col_description(c.oid, a.attnum), '') !~ '(clear|wrapped|[Ee]ncrypted|hashed)'",
+    );
+    assert_eq!(uncommented, "", "columns without a comment that says clear, wrapped, encrypted or hashed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_entries_cannot_be_changed_or_removed() {
+    let world = World::start().await.with_payments().await;
+    for change in [
+        "UPDATE audit_entries SET actor = 'nobody'",
+        "DELETE FROM audit_entries WHERE index = 0",
+        "DELETE FROM audit_entries_0",
+        "TRUNCATE audit_entries",
+    ] {
+        let refused = world.database.access.sql(&world.database.name, change).unwrap_err().to_string();
+        assert!(refused.contains("are only ever added"), "{change}: {refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dek_under_a_kek_that_is_not_active_is_refused() {
+    let world = World::start().await.with_payments().await;
+    let operator = world.operator();
+    let keyspace = "payments".to_owned();
+    operator.keys().rotate_key(keyfold_proto::keyfold::v1::RotateKeyRequest { keyspace }).await.unwrap();
+    let refused = world
+        .database
+        .access
+        .sql(
+            &world.database.name,
+            "UPDATE deks SET kek_id = k.id, kek_version = k.version FROM keks k WHERE k.state = 'deactivated'",
+        )
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("is not active"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_active_kek_is_refused() {
+    let world = World::start().await.with_payments().await;
+    let refused = world
+        .database
+        .access
+        .sql(
+            &world.database.name,
+            "INSERT INTO keks (id, keyspace_id, purpose, version, state, rwk_id, wrapped, created_at)
+             SELECT gen_random_uuid(), keyspace_id, purpose, 2, 'active', rwk_id, wrapped, created_at FROM keks",
+        )
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("keks_one_active"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_on_another_schema_serves_nothing_and_says_what_to_do() {
+    let mut world = World::start().await;
+    for (change, advice) in [
+        ("UPDATE _sqlx_migrations SET version = version + 1000", "run a newer keyfold-server"),
+        ("DELETE FROM _sqlx_migrations", "run keyfold-server migrate"),
+    ] {
+        world.database.sql(change);
+        world.server.stop();
+        world.server = Server::start(world.server.setup()).await.unwrap();
+        let refused =
+            world.operator().keys().list_keys(keyfold_proto::keyfold::v1::ListKeysRequest::default()).await;
+        let status = refused.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unavailable);
+        let status = wait_for_message(&world, advice).await;
+        assert!(status.contains(advice), "{status}");
+    }
+}
+
+async fn wait_for_message(world: &World, wanted: &str) -> String {
+    let mut message = String::new();
+    for _ in 0..50 {
+        let request = keyfold_proto::keyfold::v1::GetStatusRequest {};
+        message = world.operator().system().get_status(request).await.unwrap().into_inner().message;
+        if message.contains(wanted) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    message
+}
