@@ -49,6 +49,17 @@ fn bearer<T>(request: &Request<T>) -> Option<Zeroizing<String>> {
     value.strip_prefix("Bearer ").map(|token| Zeroizing::new(token.to_owned()))
 }
 
+/// Longest name or prefix that is looked at. Entries of the audit log keep it, also of callers who prove nothing.
+const TEXT_BYTES_MAX: usize = 256;
+
+/// Refuses a text that no name can be.
+fn bounded<'a>(what: &str, text: &'a str) -> Result<&'a str, Error> {
+    if text.len() <= TEXT_BYTES_MAX {
+        return Ok(text);
+    }
+    Err(Error::Invalid(format!("{what} has {} bytes, and may have {TEXT_BYTES_MAX}", text.len())))
+}
+
 fn timestamp(at: time::OffsetDateTime) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: at.unix_timestamp(),

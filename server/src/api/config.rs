@@ -7,11 +7,15 @@ use keyfold_proto::keyfold::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, answer, bearer, timestamp};
+use super::{Api, answer, bearer, bounded, timestamp};
 use crate::{
     broker::config::{self, WantedObject},
+    error::Error,
     store::objects,
 };
+
+/// Most objects of one apply.
+const OBJECTS_MAX: usize = 256;
 
 #[tonic::async_trait]
 impl ConfigService for Api {
@@ -22,12 +26,7 @@ impl ConfigService for Api {
         answer("ApplyObjects", async {
             let token = bearer(&request);
             let message = request.into_inner();
-            let wanted = |object: Object| WantedObject {
-                kind: object.kind,
-                name: object.name,
-                spec_json: object.spec_json,
-            };
-            let wanted: Vec<_> = message.objects.into_iter().map(wanted).collect();
+            let wanted = wanted(message.objects)?;
             let token = token.as_ref().map(|token| token.as_str());
             let changes = self.broker.apply_objects(token, &wanted, message.dry_run).await?;
             Ok(ApplyObjectsResponse { changes: changes.into_iter().map(change).collect() })
@@ -43,7 +42,10 @@ impl ConfigService for Api {
             let token = bearer(&request);
             let message = request.into_inner();
             let token = token.as_ref().map(|token| token.as_str());
-            let found = self.broker.object(token, &message.kind, &message.name).await?;
+            let found = self
+                .broker
+                .object(token, bounded("kind", &message.kind)?, bounded("name", &message.name)?)
+                .await?;
             Ok(GetObjectResponse { object: Some(object(found)) })
         })
         .await
@@ -56,7 +58,7 @@ impl ConfigService for Api {
         answer("ListObjects", async {
             let token = bearer(&request);
             let token = token.as_ref().map(|token| token.as_str());
-            let found = self.broker.objects(token, &request.get_ref().kind).await?;
+            let found = self.broker.objects(token, bounded("kind", &request.get_ref().kind)?).await?;
             Ok(ListObjectsResponse { objects: found.into_iter().map(object).collect() })
         })
         .await
@@ -70,11 +72,25 @@ impl ConfigService for Api {
             let token = bearer(&request);
             let message = request.into_inner();
             let token = token.as_ref().map(|token| token.as_str());
-            self.broker.delete_object(token, &message.kind, &message.name).await?;
+            self.broker
+                .delete_object(token, bounded("kind", &message.kind)?, bounded("name", &message.name)?)
+                .await?;
             Ok(DeleteObjectResponse {})
         })
         .await
     }
+}
+
+fn wanted(objects: Vec<Object>) -> Result<Vec<WantedObject>, Error> {
+    if objects.is_empty() || objects.len() > OBJECTS_MAX {
+        return Err(Error::Invalid(format!("apply 1 to {OBJECTS_MAX} objects")));
+    }
+    let wanted = |object: Object| {
+        bounded("kind", &object.kind)?;
+        bounded("name", &object.name)?;
+        Ok(WantedObject { kind: object.kind, name: object.name, spec_json: object.spec_json })
+    };
+    objects.into_iter().map(wanted).collect()
 }
 
 fn change(change: config::ObjectChange) -> ObjectChange {

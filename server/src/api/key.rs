@@ -6,7 +6,7 @@ use keyfold_proto::keyfold::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, answer, bearer, timestamp, version};
+use super::{Api, answer, bearer, bounded, timestamp, version};
 use crate::store::keks::KekSummary;
 
 #[tonic::async_trait]
@@ -18,7 +18,7 @@ impl KeyService for Api {
         answer("ListKeys", async {
             let token = bearer(&request);
             let token = token.as_ref().map(|token| token.as_str());
-            let keys = self.broker.keys(token, &request.get_ref().keyspace).await?;
+            let keys = self.broker.keys(token, bounded("keyspace", &request.get_ref().keyspace)?).await?;
             Ok(ListKeysResponse { keys: keys.into_iter().map(key).collect() })
         })
         .await
@@ -31,7 +31,8 @@ impl KeyService for Api {
         answer("RotateKey", async {
             let token = bearer(&request);
             let token = token.as_ref().map(|token| token.as_str());
-            let done = self.broker.rotate_key(token, &request.get_ref().keyspace).await?;
+            let done =
+                self.broker.rotate_key(token, bounded("keyspace", &request.get_ref().keyspace)?).await?;
             Ok(RotateKeyResponse {
                 old_version: done.old_version,
                 new_version: done.new_version,

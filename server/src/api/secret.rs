@@ -9,11 +9,15 @@ use keyfold_proto::keyfold::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, answer, bearer, fields_in, fields_out, timestamp, version};
+use super::{Api, answer, bearer, bounded, fields_in, fields_out, timestamp, version};
 use crate::{
     broker::secrets::{PAGE_MAX, VersionChange},
+    error::Error,
     store,
 };
+
+/// Most versions that one call may change.
+const VERSIONS_MAX: usize = 100;
 
 #[tonic::async_trait]
 impl SecretService for Api {
@@ -60,9 +64,10 @@ impl SecretService for Api {
         answer("ListSecrets", async {
             let token = bearer(&request);
             let message = request.into_inner();
+            let prefix = bounded("prefix", &message.prefix)?;
             let limit = if message.page_size == 0 { PAGE_MAX } else { message.page_size };
             let token = token.as_ref().map(|token| token.as_str());
-            let page = self.broker.list_secrets(token, &message.prefix, &message.page_token, limit).await?;
+            let page = self.broker.list_secrets(token, prefix, &message.page_token, limit).await?;
             let full = page.len() == limit as usize;
             let next = page.last().filter(|_| full).map(|last| last.path.clone());
             let summary = |row: store::secrets::SecretSummary| SecretSummary {
@@ -145,6 +150,9 @@ impl Api {
             let token = bearer(&request);
             let message = request.into_inner();
             let path = SecretPath::parse(&message.path)?;
+            if message.versions.is_empty() || message.versions.len() > VERSIONS_MAX {
+                return Err(Error::Invalid(format!("name 1 to {VERSIONS_MAX} versions")));
+            }
             let token = token.as_ref().map(|token| token.as_str());
             let changed = self.broker.change_versions(token, &path, &message.versions, change).await?;
             Ok(ChangeVersionsResponse { changed })

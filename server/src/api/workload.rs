@@ -9,7 +9,7 @@ use keyfold_proto::keyfold::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, answer, bearer, fields_out};
+use super::{Api, answer, bearer, bounded, fields_out};
 use crate::{
     broker::{IssueRequest, WantedItem},
     error::Error,
@@ -32,7 +32,7 @@ impl WorkloadService for Api {
                 .issue(&IssueRequest {
                     pod_token: &message.pod_token,
                     driver_token: driver_token.as_ref().map_or("", |token| token.as_str()),
-                    role: (!message.role.is_empty()).then_some(message.role.as_str()),
+                    role: Some(bounded("role", &message.role)?).filter(|role| !role.is_empty()),
                     items: items(&message.items)?,
                 })
                 .await?;

@@ -20,9 +20,6 @@ use crate::{
     },
 };
 
-/// Most objects of one apply.
-pub const OBJECTS_MAX: usize = 256;
-
 /// An object as an operator wants it.
 pub struct WantedObject {
     /// Its kind, as written.
@@ -195,9 +192,6 @@ fn no_such_object(kind: &str, name: &str) -> Error {
 }
 
 fn parse(wanted: &[WantedObject]) -> Result<Vec<(Kind, ObjectName, Spec)>, Error> {
-    if wanted.is_empty() || wanted.len() > OBJECTS_MAX {
-        return Err(Error::Invalid(format!("apply 1 to {OBJECTS_MAX} objects")));
-    }
     let mut seen = BTreeSet::new();
     let mut parsed = Vec::with_capacity(wanted.len());
     for object in wanted {

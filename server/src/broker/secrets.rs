@@ -25,8 +25,6 @@ use crate::{
 pub const FIELDS_MAX: usize = 128;
 /// Most bytes of one secret's values together.
 pub const VALUE_BYTES_MAX: usize = 512 * 1024;
-/// Most versions that one call may change.
-pub const VERSIONS_MAX: usize = 100;
 /// Most secrets on one page of a list.
 pub const PAGE_MAX: u32 = 1000;
 
@@ -217,7 +215,7 @@ impl Broker {
     /// Hides, brings back or destroys versions. Gives those that were not in the wanted state before.
     ///
     /// # Errors
-    /// `Invalid` for no version or too many, `NotFound` when there is no such secret or version.
+    /// `NotFound` when there is no such secret or version.
     pub async fn change_versions(
         &self,
         token: Option<&str>,
@@ -227,9 +225,6 @@ impl Broker {
     ) -> Result<Vec<u32>, Error> {
         let operation = change.operation(path, versions.to_vec());
         self.operate(token, operation, |mut work| async move {
-            if versions.is_empty() || versions.len() > VERSIONS_MAX {
-                return Err(Error::Invalid(format!("name 1 to {VERSIONS_MAX} versions")));
-            }
             let secret = lock(&mut work.tx, path).await?;
             if let Some(unknown) =
                 versions.iter().find(|v| **v == 0 || i64::from(**v) > i64::from(secret.newest_version))
