@@ -33,7 +33,11 @@ pub fn select_role<'a>(
     match named {
         Some(name) => bound
             .find(|role| role.name.as_str() == name)
-            .ok_or_else(|| Refusal::RoleNotBound(crate::name::shortened(name))),
+            .ok_or_else(|| Refusal::RoleNotBound {
+                role: crate::name::shortened(name),
+                subject: identity.subject.clone(),
+                issuer: identity.issuer.clone(),
+            }),
         None => match (bound.next(), bound.next()) {
             (Some(only), None) => Ok(only),
             _ => Err(Refusal::RoleMissing),

@@ -79,8 +79,15 @@ pub enum Refusal {
     )]
     RoleMissing,
     /// The named role does not bind the caller, or does not exist. One answer for both.
-    #[error("app role {0:?} does not exist or does not bind this pod's service account")]
-    RoleNotBound(String),
+    #[error("app role {role:?} does not exist or does not bind {subject} of issuer {issuer}")]
+    RoleNotBound {
+        /// The role's name, as the caller gave it.
+        role: String,
+        /// The caller's own subject.
+        subject: String,
+        /// The caller's issuer object.
+        issuer: ObjectName,
+    },
     /// Items that the role does not grant, and granted ones that do not exist.
     #[error("app role {role}: {}", items(.refused, .missing))]
     Items {
@@ -120,7 +127,7 @@ impl Refusal {
             Self::NodeUnknown(..) => "node-unknown",
             Self::NodeMismatch => "node-mismatch",
             Self::RoleMissing => "role-missing",
-            Self::RoleNotBound(_) => "role-not-bound",
+            Self::RoleNotBound { .. } => "role-not-bound",
             Self::Items { refused, .. } if refused.is_empty() => "not-found",
             Self::Items { .. } => "not-granted",
         }

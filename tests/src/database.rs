@@ -60,6 +60,34 @@ impl Database {
     }
 }
 
+impl Database {
+    /// Checks the audit log as it is stored, with Postgres's own SHA-256 and JSON: indexes without gaps up to the head,
+    /// each leaf hash that of its bytes, each column for filters a true copy. Gives the number of entries.
+    ///
+    /// # Panics
+    /// When any of it does not hold.
+    pub fn check_audit_log(&self) -> u64 {
+        let wrong = self.sql(
+            r"SELECT e.index FROM (SELECT *, convert_from(entry, 'UTF8')::jsonb AS json FROM audit_entries) e
+              WHERE leaf_hash <> sha256('\x00'::bytea || entry) OR operation <> json #>> '{operation,name}'
+                 OR actor <> json #>> '{actor,name}' OR outcome <> json #>> '{outcome,result}'
+                 OR at <> (json ->> 'at')::timestamptz
+                 OR paths <> CASE WHEN json #> '{operation,items}' IS NOT NULL
+                       THEN ARRAY(SELECT jsonb_path_query(json, '$.operation.items[*].path') #>> '{}')
+                       ELSE array_remove(ARRAY[json #>> '{operation,path}'], NULL) END
+              ORDER BY e.index",
+        );
+        assert_eq!(wrong, "", "entries whose hash or copies are wrong");
+        let whole = self.sql(
+            "SELECT count(*), coalesce(min(index) = 0, true) AND coalesce(max(index) + 1, 0) = count(*)
+                AND count(*) = (SELECT size FROM audit_head) FROM audit_entries",
+        );
+        let (count, whole) = whole.split_once('|').expect("two columns");
+        assert_eq!(whole, "t", "{count} entries, and the indexes have gaps or the head is wrong");
+        count.parse().expect("a number")
+    }
+}
+
 impl Drop for Database {
     fn drop(&mut self) {
         if self.own.is_none() {

@@ -3,13 +3,16 @@
 //! Everything runs for real: Postgres, the server and the driver as processes, TLS, sockets, tmpfs mounts. The parts
 //! come from `keyfold::dev`, which `keyfold dev` is made of as well.
 
+mod cli;
 mod database;
+pub mod faults;
 mod recorded;
 mod world;
 
+pub use cli::{Cli, Ran};
 pub use database::Database;
 pub use recorded::{Recorded, fixture};
-pub use world::{PAYMENTS_SECRETS, World};
+pub use world::{PAYMENTS_SECRETS, World, server_setup};
 
 use std::path::PathBuf;
 

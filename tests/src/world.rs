@@ -20,11 +20,14 @@ use keyfold::{
     },
 };
 use keyfold_core::clock::{Clock as _, SystemClock};
-use keyfold_proto::keyfold::v1::{Field, ListEntriesRequest, PutSecretRequest};
+use keyfold_proto::keyfold::v1::{
+    Field, IssueSecretsRequest, IssueSecretsResponse, ListEntriesRequest, PutSecretRequest, SecretReference,
+    workload_service_client::WorkloadServiceClient,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use tonic::Status;
+use tonic::{Request, Status, transport::Channel};
 
 use crate::{Database, bin_dir};
 
@@ -57,7 +60,7 @@ impl World {
     /// # Panics
     /// When a part does not start.
     pub async fn start() -> Self {
-        Self::on(Database::shared()).await
+        Self::on(Database::shared(), "", "").await
     }
 
     /// Everything, with a Postgres of its own that the test may kill.
@@ -65,13 +68,22 @@ impl World {
     /// # Panics
     /// When a part does not start.
     pub async fn with_own_postgres() -> Self {
-        Self::on(Database::own()).await
+        Self::on(Database::own(), "", "").await
     }
 
-    async fn on(database: Database) -> Self {
+    /// Everything, with a Postgres of its own, and these lines added to the configuration of server and driver.
+    ///
+    /// # Panics
+    /// When a part does not start.
+    pub async fn configured(server_yaml: &str, driver_yaml: &str) -> Self {
+        Self::on(Database::own(), server_yaml, driver_yaml).await
+    }
+
+    async fn on(database: Database, server_yaml: &str, driver_yaml: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let dir = folder.path();
         let setup = server_setup(dir, "server", &database);
+        append(&setup.config_file(), server_yaml);
         let mut server = Server::start(&setup).await.expect("the server starts");
         server.initialise().await.expect("the installation can be initialised");
 
@@ -99,6 +111,7 @@ impl World {
             &setup,
         )
         .expect("the driver's files can be written");
+        append(&driver.config_file(), driver_yaml);
         let refresh =
             driver::keep_token_fresh(minter.clone(), driver.token_file()).expect("the driver has a token");
         let driver = Driver::start(&driver).await.expect("the driver starts");
@@ -204,6 +217,50 @@ impl World {
         Ok(self.driver.seen(&volume.target))
     }
 
+    /// The driver's own token, as it is now.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn driver_token(&self) -> String {
+        fs::read_to_string(self.folder.path().join("driver/token")).expect("the driver has a token")
+    }
+
+    /// Asks the server for secrets as a driver with `driver_token` would; each item is a path and whether it is
+    /// optional.
+    ///
+    /// # Errors
+    /// The server's status.
+    ///
+    /// # Panics
+    /// When the token cannot be sent.
+    pub async fn issue(
+        &self,
+        pod_token: &str,
+        driver_token: &str,
+        role: &str,
+        items: &[(&str, bool)],
+    ) -> Result<IssueSecretsResponse, Status> {
+        let item =
+            |(path, optional): &(&str, bool)| SecretReference { path: (*path).into(), optional: *optional };
+        let mut request = Request::new(IssueSecretsRequest {
+            pod_token: pod_token.into(),
+            role: role.into(),
+            items: items.iter().map(item).collect(),
+        });
+        let bearer = format!("Bearer {driver_token}").parse().expect("a token is ASCII");
+        request.metadata_mut().insert("authorization", bearer);
+        Ok(WorkloadServiceClient::new(self.channel()).issue_secrets(request).await?.into_inner())
+    }
+
+    /// A connection to the server, without a token.
+    ///
+    /// # Panics
+    /// When its files cannot be read.
+    pub fn channel(&self) -> Channel {
+        let ca = fs::read(self.server.setup().ca_file()).expect("the CA can be read");
+        keyfold_proto::channel::connect_lazy(&self.server.setup().url(), &ca).expect("the URL is good")
+    }
+
     /// All audit entries, oldest first, as JSON with their index.
     ///
     /// # Panics
@@ -257,7 +314,11 @@ pub(crate) fn operator(setup: &server::Setup) -> Client {
     .expect("the server's files are there")
 }
 
-pub(crate) fn server_setup(dir: &Path, name: &str, database: &Database) -> server::Setup {
+/// The files of a server on `database`, in the folder `name` below `dir`; it is not started.
+///
+/// # Panics
+/// When they cannot be written.
+pub fn server_setup(dir: &Path, name: &str, database: &Database) -> server::Setup {
     server::Setup::write(
         &bin_dir().join("keyfold-server"),
         &dir.join(name),
@@ -266,4 +327,9 @@ pub(crate) fn server_setup(dir: &Path, name: &str, database: &Database) -> serve
         SystemClock.now(),
     )
     .expect("the server's files can be written")
+}
+
+fn append(file: &Path, yaml: &str) {
+    let before = fs::read_to_string(file).expect("the configuration can be read");
+    fs::write(file, before + yaml).expect("the configuration can be written");
 }

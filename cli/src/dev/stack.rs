@@ -113,8 +113,7 @@ impl Stack {
         let lock = lock(&dir)?;
         let programs = Programs::find(bin_dir)?;
         let mounts = Mounts::possible()?;
-        // What an environment that was killed left mounted would be in the way.
-        driver::detach_mounts(&kubelet_dir(&dir));
+        clear(&dir)?;
 
         let (postgres, key) = start_postgres_and_load_key(&dir).await?;
         let authority = Authority::new("Keyfold development issuer", SystemClock.now())?;
@@ -215,6 +214,15 @@ fn lock(dir: &Path) -> Result<File, Failure> {
             Err(Failure::usage(what, "another one is up there").advise("Stop it, or choose another --dir"))
         }
     }
+}
+
+/// Clears away what an environment that was killed left in `dir`: its word that it is up, and its mounts.
+fn clear(dir: &Path) -> Result<(), Failure> {
+    let dev_file = dir.join("dev.json");
+    remove_if_there(&dev_file)
+        .map_err(|error| Failure::io(format!("cannot remove {}", dev_file.display()), &error))?;
+    driver::detach_mounts(&kubelet_dir(dir));
+    Ok(())
 }
 
 fn log_file(dir: &Path, part: &str) -> PathBuf {

@@ -150,8 +150,8 @@ pub fn namespace_note(stack: &Stack) -> String {
         return String::new();
     }
     format!(
-        "\nThis is not root, so the driver mounts in a user namespace of its own: the files are seen below {}, and \
-         an fsGroup cannot be given.\n",
+        "\nThis is not root, or root without the right to mount. So the driver mounts in a user namespace of its own: \
+         its files are seen below {}, and an fsGroup cannot be given.\n",
         stack.driver.mount_root().display()
     )
 }

@@ -10,6 +10,7 @@ use crate::error::Error;
 pub fn from_error(rpc: &'static str, error: &Error) -> Status {
     let code = code(error);
     match error {
+        Error::Database(cause) if code == Code::Aborted => tracing::warn!(rpc, %cause, "lost against others"),
         Error::Database(cause) => tracing::error!(rpc, %cause, "the database failed"),
         Error::Corrupt(what) => tracing::error!(rpc, %what, "stored data failed its integrity check"),
         Error::Entropy => tracing::error!(rpc, "the system gave no randomness"),
@@ -19,6 +20,9 @@ pub fn from_error(rpc: &'static str, error: &Error) -> Status {
     let message = match error {
         Error::Database(_) if code == Code::Unavailable => {
             "the database cannot be reached: try again".to_owned()
+        }
+        Error::Database(_) if code == Code::Aborted => {
+            "other changes to the same rows were faster, again and again: try again".to_owned()
         }
         Error::Database(_) => "the database failed: see the server's log".to_owned(),
         other => other.to_string(),
@@ -51,7 +55,7 @@ fn refusal_code(refusal: &Refusal) -> Code {
         | Refusal::NodeUnknown(..)
         | Refusal::NodeMismatch
         | Refusal::RoleMissing
-        | Refusal::RoleNotBound(_)
+        | Refusal::RoleNotBound { .. }
         | Refusal::Items { .. } => Code::PermissionDenied,
     }
 }

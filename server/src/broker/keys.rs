@@ -71,14 +71,17 @@ impl Broker {
                 work.allow((old, new, actor)).await
             })
             .await?;
-        let rewrapped_deks = rewrap(&self.store, keyring, &new, &*self.entropy).await?;
-        let new_version = number(new.version)?;
+        let rewrapped = rewrap(&self.store, keyring, new.keyspace_id, &*self.entropy).await?;
         let done = Operation::KeyRewrap {
             keyspace: keyspace.to_owned(),
-            to_version: new_version,
-            deks: rewrapped_deks,
+            to_version: number(rewrapped.to_version)?,
+            deks: rewrapped.deks,
         };
         self.append_alone(&Record::new(actor, done), &Outcome::Allowed).await?;
-        Ok(Rotation { old_version: number(old.version)?, new_version, rewrapped_deks })
+        Ok(Rotation {
+            old_version: number(old.version)?,
+            new_version: number(new.version)?,
+            rewrapped_deks: rewrapped.deks,
+        })
     }
 }

@@ -120,7 +120,8 @@ impl<'a> Story<'a> {
     pub async fn show_files(&self) -> Result<(), Failure> {
         let file_system = statfs(self.seen()).map_err(|error| wrong(&error.to_string()))?;
         expect(file_system.f_type == TMPFS, "the files are not on a tmpfs")?;
-        say("On a tmpfs, so in memory only. The group is the pod's fsGroup; nobody else may read:");
+        let group = self.pod.fs_group.map_or("", |_| " The group is the pod's fsGroup.");
+        say(&format!("On a tmpfs, so in memory only.{group} Nobody else may read:"));
         self.expect_files(&FIRST)
     }
 
