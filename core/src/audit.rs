@@ -6,7 +6,11 @@ use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
-use crate::{identity::NamedUid, identity::WorkloadIdentity, refusal::Refusal};
+use crate::{
+    identity::{NamedUid, WorkloadIdentity},
+    name::cut,
+    refusal::{MESSAGE_BYTES_MAX, Refusal},
+};
 
 /// The format version that `v` states.
 const VERSION: u8 = 1;
@@ -26,7 +30,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// An entry of this moment. Its time is cut to whole microseconds, as Postgres keeps them.
+    /// An entry of this moment. Its time is cut to whole microseconds, as Postgres keeps them; a
+    /// refusal's message is cut as the caller's is.
     pub fn new(
         at: OffsetDateTime,
         request_id: Uuid,
@@ -37,7 +42,7 @@ impl Entry {
         let micros = at.nanosecond() / 1_000 * 1_000;
         let at = at.replace_nanosecond(micros).unwrap_or(at);
         let at = at.format(&Rfc3339).unwrap_or_default();
-        Self { v: VERSION, at, request_id, actor, operation, outcome }
+        Self { v: VERSION, at, request_id, actor, operation, outcome: outcome.bounded() }
     }
 
     /// The entry's exact bytes: one JSON object on one line.
@@ -129,6 +134,17 @@ pub enum Outcome {
         /// What the caller was told.
         message: String,
     },
+}
+
+impl Outcome {
+    fn bounded(self) -> Self {
+        match self {
+            Self::Refused { reason, message } => {
+                Self::Refused { reason, message: cut(&message, MESSAGE_BYTES_MAX) }
+            }
+            Self::Allowed => Self::Allowed,
+        }
+    }
 }
 
 impl From<&Refusal> for Outcome {
@@ -276,6 +292,13 @@ mod tests {
             r#""items":[{"path":"payments/db","version":3,"rule":"payments/*"}]},"outcome":{"result":"allowed"}}"#
         );
         assert_eq!(String::from_utf8(entry(Outcome::Allowed).to_bytes()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_refusals_message_is_cut_as_the_callers_is() {
+        let outcome = Outcome::Refused { reason: "not-granted".into(), message: "x".repeat(1 << 20) };
+        let Outcome::Refused { message, .. } = entry(outcome).outcome else { panic!("refused") };
+        assert_eq!(message, cut(&"x".repeat(1 << 20), MESSAGE_BYTES_MAX));
     }
 
     #[test]

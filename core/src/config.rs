@@ -35,18 +35,21 @@ pub fn load<T: DeserializeOwned>(
             .ok_or_else(|| ConfigError(format!("{variable}: {key:?} lies below a key that is not a map")))?;
         texts.insert(key, variable);
     }
+    let variables = texts.clone();
     loop {
         let error = match serde_path_to_error::deserialize(root.clone()) {
             Ok(config) => return Ok(config),
             Err(error) => error,
         };
         let path = error.path().to_string();
-        let Some(variable) = texts.remove(&path) else { return Err(refusal(&path, &error.into_inner())) };
+        let Some(variable) = texts.remove(&path) else {
+            return Err(refusal(&path, variables.get(&path), &error.into_inner()));
+        };
         let text =
             root.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_str).unwrap_or_default();
         let value = parse(text).map_err(|reason| ConfigError(format!("{variable}: {reason}")))?;
         if value.is_string() {
-            return Err(refusal(&path, &error.into_inner()));
+            return Err(refusal(&path, Some(&variable), &error.into_inner()));
         }
         set(&mut root, &path, value);
     }
@@ -59,8 +62,9 @@ fn parse(yaml: &str) -> Result<Value, String> {
         .map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())
 }
 
-fn refusal(path: &str, reason: &serde_json::Error) -> ConfigError {
-    ConfigError(if path == "." { reason.to_string() } else { format!("{path}: {reason}") })
+fn refusal(path: &str, variable: Option<&String>, reason: &serde_json::Error) -> ConfigError {
+    let source = variable.map(|variable| format!(" (set by {variable})")).unwrap_or_default();
+    ConfigError(if path == "." { reason.to_string() } else { format!("{path}: {reason}{source}") })
 }
 
 fn set(root: &mut Value, key: &str, value: Value) -> Option<()> {
@@ -136,6 +140,9 @@ mod tests {
         assert!(typo.starts_with("database.max_conections: unknown field `max_conections`"), "{typo}");
         let variable = load_sample(YAML, &[("KEYFOLD_SERVER__LISTN", "x")]).unwrap_err();
         assert!(variable.starts_with("listn: unknown field"), "{variable}");
+        assert!(variable.ends_with("(set by KEYFOLD_SERVER__LISTN)"), "{variable}");
+        let number = load_sample(YAML, &[("KEYFOLD_SERVER__LISTN", "1")]).unwrap_err();
+        assert!(number.ends_with("(set by KEYFOLD_SERVER__LISTN)"), "{number}");
         let number = load_sample("listen: x\ndatabase: {url: a, max_connections: many}", &[]).unwrap_err();
         assert!(number.starts_with("database.max_connections: invalid type"), "{number}");
         let many = load_sample(YAML, &[("KEYFOLD_SERVER__DATABASE__MAX_CONNECTIONS", "many")]).unwrap_err();

@@ -97,6 +97,16 @@ pub(crate) fn shortened(text: &str) -> String {
     }
 }
 
+/// `text`, cut to at most `max_bytes` with a mark at its end when it is longer.
+pub fn cut(text: &str, max_bytes: usize) -> String {
+    const MARK: &str = "…";
+    if text.len() <= max_bytes {
+        return text.to_owned();
+    }
+    let end = text.floor_char_boundary(max_bytes.saturating_sub(MARK.len()));
+    format!("{}{MARK}", &text[..end])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +130,16 @@ mod tests {
         let long = "a".repeat(300);
         for bad in ["", ".", "..", "..data", "../../etc/passwd", "a/b", "a\0", "ä", " ", long.as_str()] {
             assert!(check_field_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_cut_is_within_its_limit_and_on_a_character() {
+        assert_eq!(cut("abcdef", 6), "abcdef");
+        assert_eq!(cut("abcdefg", 6), "abc…");
+        assert_eq!(cut("äöü", 5), "ä…");
+        for max in 3..20 {
+            assert!(cut(&"ö".repeat(20), max).len() <= max);
         }
     }
 }

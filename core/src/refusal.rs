@@ -5,6 +5,10 @@ use std::fmt;
 
 use crate::{name::ObjectName, path::SecretPath, token::TokenRefusal};
 
+/// Longest message that a caller is told, in bytes; what is longer is cut. It travels in HTTP/2 headers, which grow to
+/// three times its size (percent-encoding) and which clients refuse beyond 16 KiB.
+pub const MESSAGE_BYTES_MAX: usize = 4096;
+
 /// Whose token was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenOwner {

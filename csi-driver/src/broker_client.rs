@@ -122,9 +122,17 @@ impl BrokerClient {
     }
 }
 
-/// Whether trying again is pointless. A status with a source was made on this side of a broken connection.
+/// Whether trying again is pointless. The server says RESOURCE_EXHAUSTED when it has too much to do, and CANCELLED when
+/// a call took too long. A status with a source was made on this side of a broken connection.
 fn is_final(status: &Status) -> bool {
-    let away = matches!(status.code(), Code::Unavailable | Code::Aborted | Code::DeadlineExceeded);
+    let away = matches!(
+        status.code(),
+        Code::Unavailable
+            | Code::Aborted
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Cancelled
+    );
     !away && !is_lost_connection(status)
 }
 

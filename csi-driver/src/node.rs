@@ -96,8 +96,7 @@ fn refusal_code(code: Code) -> Code {
         | Code::PermissionDenied
         | Code::InvalidArgument
         | Code::NotFound
-        | Code::FailedPrecondition
-        | Code::ResourceExhausted => code,
+        | Code::FailedPrecondition => code,
         _ => Code::Internal,
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     keys::keyring::number,
     seal::Seal,
     store::{
-        Committed, Isolation, Store, Tx, admin_tokens, audit, objects,
+        Isolation, Store, admin_tokens, audit, objects,
         secret_versions::{self, StoredVersion},
     },
 };
@@ -33,6 +33,9 @@ pub mod config;
 pub mod keys;
 pub mod secrets;
 pub mod system;
+mod work;
+
+use work::{Allowed, OperatorWork};
 
 /// Why appending an entry needs no stronger isolation.
 const APPEND: Isolation = Isolation::ReadCommitted { because: "the head row's lock orders all appends" };
@@ -153,7 +156,7 @@ impl Broker {
         work: impl Fn(OperatorWork<'a>) -> W,
     ) -> Result<T, Error>
     where
-        W: Future<Output = Result<Committed<T>, Error>>,
+        W: Future<Output = Result<Allowed<T>, Error>>,
     {
         self.seal.keyring()?;
         let caller = match self.operator(token).await {
@@ -167,7 +170,8 @@ impl Broker {
         let done = self
             .store
             .tx(record.operation.name(), isolation, |tx| {
-                work(OperatorWork { broker: self, tx, record: record.clone() })
+                let work = work(OperatorWork::new(self, tx, record.clone()));
+                async move { Ok(work.await?.into_committed()) }
             })
             .await;
         match done {
@@ -300,28 +304,6 @@ impl IssueRequest<'_> {
         self.items
             .iter()
             .partition(|item| policy::decide(identity, role, &item.path, Capability::Read).is_some())
-    }
-}
-
-/// An operator's operation under way.
-pub(crate) struct OperatorWork<'a> {
-    broker: &'a Broker,
-    /// Its transaction.
-    pub(crate) tx: Tx,
-    /// What its entry will state.
-    pub(crate) record: Record,
-}
-
-impl OperatorWork<'_> {
-    /// Appends the entry, commits, and gives `value` back.
-    pub(crate) async fn allow<T>(mut self, value: T) -> Result<Committed<T>, Error> {
-        self.broker.append(&mut self.tx, &self.record, &Outcome::Allowed).await?;
-        self.tx.commit(value).await
-    }
-
-    /// The operator's name.
-    pub(crate) fn operator(&self) -> String {
-        self.record.actor.name().to_owned()
     }
 }
 

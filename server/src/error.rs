@@ -34,7 +34,7 @@ pub enum Error {
     IssuerUnavailable(String),
     /// Postgres failed.
     #[error("the database failed")]
-    Database(#[from] sqlx::Error),
+    Database(sqlx::Error),
     /// Stored data is not what was stored.
     #[error("stored data failed its integrity check: see the server's log")]
     Corrupt(String),
@@ -70,6 +70,17 @@ impl Error {
         let Self::Database(sqlx::Error::Database(error)) = self else { return false };
         // serialization_failure and deadlock_detected
         matches!(error.code().as_deref(), Some("40001" | "40P01"))
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(|error| error.code());
+        // character_not_in_repertoire: Postgres's text holds every character of ours but NUL.
+        if code.as_deref() == Some("22021") {
+            return Self::Invalid("a text of the request holds a NUL character".into());
+        }
+        Self::Database(error)
     }
 }
 

@@ -7,6 +7,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 use tokio::{
+    io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
@@ -19,6 +20,9 @@ use crate::config::{Limits, Tls};
 mod connection;
 
 pub use connection::Connection;
+
+/// What a client of HTTP/2 sends first (RFC 9113, section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Reads the serving certificate.
 ///
@@ -43,7 +47,7 @@ pub fn tls_config(tls: &Tls) -> Result<ServerConfig, String> {
     Ok(config)
 }
 
-/// Accepts connections until `shutdown`, and gives those whose handshake succeeded.
+/// Accepts connections until `shutdown`, and gives those whose handshake succeeded and that began to speak HTTP/2.
 pub fn accept(
     listener: TcpListener,
     tls: ServerConfig,
@@ -81,13 +85,22 @@ async fn handshake(
     sender: mpsc::Sender<io::Result<Connection>>,
 ) {
     let _ = tcp.set_nodelay(true);
-    let done: Result<io::Result<TlsStream<TcpStream>>, _> =
-        tokio::time::timeout(handshake_max, acceptor.accept(tcp)).await;
-    match done {
+    match tokio::time::timeout(handshake_max, open(&acceptor, tcp)).await {
         Ok(Ok(stream)) => {
-            let _ = sender.send(Ok(Connection::new(stream, place))).await;
+            let _ = sender.send(Ok(Connection::new(stream, PREFACE, place))).await;
         }
-        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
-        Err(_) => tracing::debug!("TLS handshake took too long"),
+        Ok(Err(error)) => tracing::debug!(%error, "handshake failed"),
+        Err(_) => tracing::debug!("handshake took too long"),
     }
+}
+
+/// TLS, then the client's preface: who went silent between the two would keep its place for ever.
+async fn open(acceptor: &TlsAcceptor, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    let mut stream = acceptor.accept(tcp).await?;
+    let mut preface = [0; PREFACE.len()];
+    stream.read_exact(&mut preface).await?;
+    if preface != *PREFACE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client does not speak HTTP/2"));
+    }
+    Ok(stream)
 }

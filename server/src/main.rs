@@ -44,7 +44,10 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<(), String> {
     let file = arguments.config;
     let yaml = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
-    let config: Config = keyfold_core::config::load(&yaml, ENVIRONMENT_PREFIX, std::env::vars())
+    // Variables that are not UTF-8 cannot be ours.
+    let environment =
+        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    let config: Config = keyfold_core::config::load(&yaml, ENVIRONMENT_PREFIX, environment)
         .map_err(|error| format!("{}: {error}", file.display()))?;
     telemetry::init_log(&config.log)?;
     if let Some(Command::Migrate) = arguments.command {

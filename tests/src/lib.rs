@@ -6,11 +6,15 @@
 mod cli;
 mod database;
 pub mod faults;
+mod installation;
+mod leak;
 mod recorded;
 mod world;
 
 pub use cli::{Cli, Ran};
 pub use database::Database;
+pub use installation::{Installation, OBJECTS, masked};
+pub use leak::Search;
 pub use recorded::{Recorded, fixture};
 pub use world::{PAYMENTS_SECRETS, World, server_setup};
 

@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 
 use super::{
-    files::{private_folder, write_private, write_yaml},
+    files::{private_folder, remove_if_there, write_private, write_yaml},
     kubelet::{Kubelet, registration_socket},
     process::{Process, guarded, guarded_in_user_namespace},
     server,
@@ -153,12 +153,7 @@ impl Driver {
     /// # Errors
     /// When it ends instead, or says that it is another driver.
     pub async fn start(setup: &Setup) -> Result<Self, Failure> {
-        let kubelet = Kubelet::new(&setup.kubelet_dir, NODE);
-        let registration = registration_socket(&setup.kubelet_dir);
-        let mut process = setup.launch()?;
-        let is_ready = async || kubelet.is_driver_ready().await && registration.exists();
-        process.ready(PATIENCE, is_ready).await?;
-        kubelet.register().await?;
+        let (process, kubelet) = start_process(setup).await?;
         Ok(Self { setup: setup.clone(), process, kubelet })
     }
 
@@ -209,9 +204,23 @@ impl Driver {
     /// As for `start`.
     pub async fn restart(&mut self) -> Result<(), Failure> {
         self.process.stop(Signal::TERM, PATIENCE);
-        *self = Self::start(&self.setup).await?;
+        // Only these two are replaced: dropping a whole `Driver` detaches its volumes.
+        (self.process, self.kubelet) = start_process(&self.setup).await?;
         Ok(())
     }
+}
+
+async fn start_process(setup: &Setup) -> Result<(Process, Kubelet), Failure> {
+    let kubelet = Kubelet::new(&setup.kubelet_dir, NODE);
+    let registration = registration_socket(&setup.kubelet_dir);
+    // One that a killed driver left would pass for the new one's.
+    remove_if_there(&registration)
+        .map_err(|error| Failure::io(format!("cannot remove {}", registration.display()), &error))?;
+    let mut process = setup.launch()?;
+    let is_ready = async || kubelet.is_driver_ready().await && registration.exists();
+    process.ready(PATIENCE, is_ready).await?;
+    kubelet.register().await?;
+    Ok((process, kubelet))
 }
 
 impl Drop for Driver {

@@ -297,13 +297,19 @@ async fn a_restarted_driver_refreshes_and_unpublishes_what_it_finds() {
 }
 
 #[tokio::test]
-async fn a_publish_waits_inside_the_call_while_the_server_is_away() {
+async fn a_publish_waits_inside_the_call_while_the_server_is_away_or_has_too_much_to_do() {
     let node = Node::new().await;
-    let away = || Err(Status::unavailable("the database is away"));
-    node.broker.answer([away(), away(), away(), Ok(vec![issued("payments/db", &[("password", "one")])])]);
+    let away = [
+        Status::unavailable("the database is away"),
+        Status::resource_exhausted("too many requests"),
+        Status::cancelled("the call took too long"),
+        Status::aborted("busy"),
+    ];
+    let issued = Ok(vec![issued("payments/db", &[("password", "one")])]);
+    node.broker.answer(away.map(Err).into_iter().chain([issued]));
     node.publish().await.unwrap();
     assert_eq!(node.read("db/password"), "one");
-    assert_eq!(node.broker.seen.lock().unwrap().len(), 4);
+    assert_eq!(node.broker.seen.lock().unwrap().len(), 5);
 }
 
 #[tokio::test]

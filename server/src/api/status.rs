@@ -1,6 +1,9 @@
 //! The one mapping from errors to gRPC status.
 
-use keyfold_core::refusal::Refusal;
+use keyfold_core::{
+    name::cut,
+    refusal::{MESSAGE_BYTES_MAX, Refusal},
+};
 use tonic::{Code, Status};
 
 use crate::error::Error;
@@ -27,7 +30,7 @@ pub fn from_error(rpc: &'static str, error: &Error) -> Status {
         Error::Database(_) => "the database failed: see the server's log".to_owned(),
         other => other.to_string(),
     };
-    Status::new(code, message)
+    Status::new(code, cut(&message, MESSAGE_BYTES_MAX))
 }
 
 fn code(error: &Error) -> Code {

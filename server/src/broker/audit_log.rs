@@ -26,7 +26,7 @@ impl Broker {
             if limit > PAGE_MAX {
                 return Err(Error::Invalid(format!("page_size must be at most {PAGE_MAX}")));
             }
-            let entries = audit::list(&mut work.tx, filter, i64::from(limit)).await?;
+            let entries = audit::list(work.tx(), filter, i64::from(limit)).await?;
             work.allow(entries).await
         })
         .await

@@ -70,15 +70,14 @@ impl Broker {
             let parsed = parse(wanted)?;
             let mut changes = Vec::with_capacity(parsed.len());
             for (kind, name, spec) in parsed {
-                let before = objects::lock(&mut work.tx, kind, name.as_str()).await?;
+                let before = objects::lock(work.tx(), kind, name.as_str()).await?;
                 let change = self.changed(before, kind, name, &spec)?;
                 if !dry_run {
-                    self.write(&mut work.tx, keyring, &change).await?;
+                    self.write(work.tx(), keyring, &change).await?;
                 }
                 changes.push(change);
             }
-            work.record.operation =
-                Operation::ConfigApply { dry_run, objects: changes.iter().map(applied).collect() };
+            work.state(Operation::ConfigApply { dry_run, objects: changes.iter().map(applied).collect() });
             work.allow(changes).await
         })
         .await
@@ -142,7 +141,7 @@ impl Broker {
     pub async fn object(&self, token: Option<&str>, kind: &str, name: &str) -> Result<Object, Error> {
         let operation = Operation::ConfigGet { kind: kind.to_owned(), object: name.to_owned() };
         self.operate(token, operation, |mut work| async move {
-            let found = objects::find(&mut work.tx, Kind::parse(kind)?, name).await?;
+            let found = objects::find(work.tx(), Kind::parse(kind)?, name).await?;
             work.allow(found.ok_or_else(|| no_such_object(kind, name))?).await
         })
         .await
@@ -156,7 +155,7 @@ impl Broker {
         let operation = Operation::ConfigList { kind: kind.to_owned() };
         self.operate(token, operation, |mut work| async move {
             let kind = if kind.is_empty() { None } else { Some(Kind::parse(kind)?) };
-            let found = objects::list(&mut work.tx, kind).await?;
+            let found = objects::list(work.tx(), kind).await?;
             work.allow(found).await
         })
         .await
@@ -169,18 +168,18 @@ impl Broker {
     pub async fn delete_object(&self, token: Option<&str>, kind: &str, name: &str) -> Result<(), Error> {
         let operation = Operation::ConfigDelete { kind: kind.to_owned(), object: name.to_owned() };
         self.operate(token, operation, |mut work| async move {
-            let object = objects::lock(&mut work.tx, Kind::parse(kind)?, name)
+            let object = objects::lock(work.tx(), Kind::parse(kind)?, name)
                 .await?
                 .ok_or_else(|| no_such_object(kind, name))?;
             if object.kind == Kind::Keyspace {
-                if secrets::any_in(&mut work.tx, object.id).await? {
+                if secrets::any_in(work.tx(), object.id).await? {
                     return Err(Error::Conflict(format!(
                         "keyspace {name} holds secrets, or the version numbers of destroyed ones: it stays"
                     )));
                 }
-                keks::delete_all(&mut work.tx, object.id).await?;
+                keks::delete_all(work.tx(), object.id).await?;
             }
-            objects::delete(&mut work.tx, object.id).await?;
+            objects::delete(work.tx(), object.id).await?;
             work.allow(()).await
         })
         .await

@@ -1,14 +1,20 @@
 //! Operators' work on KEKs.
 
+use std::sync::Arc;
+
 use keyfold_core::{
-    audit::{Operation, Outcome},
+    audit::{Actor, Operation, Outcome},
     object::Kind,
 };
+use uuid::Uuid;
 
 use crate::{
     broker::{Broker, Record},
     error::Error,
-    keys::{keyring::number, rewrap::rewrap},
+    keys::{
+        keyring::number,
+        rewrap::{Rewrapped, rewrap},
+    },
     store::{
         keks::{self, KekSummary},
         objects,
@@ -33,7 +39,7 @@ impl Broker {
     pub async fn keys(&self, token: Option<&str>, keyspace: &str) -> Result<Vec<KekSummary>, Error> {
         let operation = Operation::KeyList { keyspace: keyspace.to_owned() };
         self.operate(token, operation, |mut work| async move {
-            let keys = keks::list(&mut work.tx, (!keyspace.is_empty()).then_some(keyspace)).await?;
+            let keys = keks::list(work.tx(), (!keyspace.is_empty()).then_some(keyspace)).await?;
             work.allow(keys).await
         })
         .await
@@ -44,44 +50,56 @@ impl Broker {
     ///
     /// # Errors
     /// `NotFound` for an unknown keyspace; `Corrupt` when a DEK does not open.
-    pub async fn rotate_key(&self, token: Option<&str>, keyspace: &str) -> Result<Rotation, Error> {
+    pub async fn rotate_key(
+        self: &Arc<Self>,
+        token: Option<&str>,
+        keyspace: &str,
+    ) -> Result<Rotation, Error> {
         let keyring = &*self.seal.keyring()?;
         let asked =
             Operation::KeyRotate { keyspace: keyspace.to_owned(), from_version: None, to_version: None };
         let (old, new, actor) = self
             .operate(token, asked, |mut work| async move {
                 // The keyspace's row lock lets one rotation at a time choose the next version.
-                let object = objects::lock(&mut work.tx, Kind::Keyspace, keyspace)
+                let object = objects::lock(work.tx(), Kind::Keyspace, keyspace)
                     .await?
                     .ok_or_else(|| Error::NotFound(format!("there is no keyspace {keyspace}")))?;
-                let old = keks::active(&mut work.tx, object.id)
+                let old = keks::active(work.tx(), object.id)
                     .await?
                     .ok_or_else(|| Error::Corrupt(format!("keks: no active key of keyspace {keyspace}")))?;
                 let new = keyring.new_kek(object.id, number(old.version)? + 1, &*self.entropy)?;
                 // What the server just made must open before anything is written under it.
                 keyring.unwrap_kek(&new)?;
-                keks::deactivate(&mut work.tx, old.id, self.now()).await?;
-                keks::insert_active(&mut work.tx, &new, self.now()).await?;
-                work.record.operation = Operation::KeyRotate {
+                keks::deactivate(work.tx(), old.id, self.now()).await?;
+                keks::insert_active(work.tx(), &new, self.now()).await?;
+                work.state(Operation::KeyRotate {
                     keyspace: keyspace.to_owned(),
                     from_version: Some(number(old.version)?),
                     to_version: Some(number(new.version)?),
-                };
-                let actor = work.record.actor.clone();
+                });
+                let actor = work.actor();
                 work.allow((old, new, actor)).await
             })
             .await?;
-        let rewrapped = rewrap(&self.store, keyring, new.keyspace_id, &*self.entropy).await?;
-        let done = Operation::KeyRewrap {
-            keyspace: keyspace.to_owned(),
-            to_version: number(rewrapped.to_version)?,
-            deks: rewrapped.deks,
-        };
-        self.append_alone(&Record::new(actor, done), &Outcome::Allowed).await?;
+        // In a task of its own: the rewrap goes on when the caller goes away, or its time is over.
+        let broker = Arc::clone(self);
+        let (name, keyspace_id) = (keyspace.to_owned(), new.keyspace_id);
+        let rewrapped = tokio::spawn(async move { broker.rewrap_keyspace(name, keyspace_id, actor).await })
+            .await
+            .map_err(|_| Error::Corrupt(format!("the rewrap of keyspace {keyspace} was cut off")))??;
         Ok(Rotation {
             old_version: number(old.version)?,
             new_version: number(new.version)?,
             rewrapped_deks: rewrapped.deks,
         })
+    }
+
+    async fn rewrap_keyspace(&self, keyspace: String, id: Uuid, actor: Actor) -> Result<Rewrapped, Error> {
+        let keyring = self.seal.keyring()?;
+        let rewrapped = rewrap(&self.store, &keyring, id, &*self.entropy).await?;
+        let to_version = number(rewrapped.to_version)?;
+        let done = Operation::KeyRewrap { keyspace, to_version, deks: rewrapped.deks };
+        self.append_alone(&Record::new(actor, done), &Outcome::Allowed).await?;
+        Ok(rewrapped)
     }
 }

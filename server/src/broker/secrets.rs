@@ -67,15 +67,15 @@ impl Broker {
         self.operate(token, operation, |mut work| async move {
             check_fields(fields)?;
             let keyspace =
-                objects::find(&mut work.tx, Kind::Keyspace, path.keyspace()).await?.ok_or_else(|| {
+                objects::find(work.tx(), Kind::Keyspace, path.keyspace()).await?.ok_or_else(|| {
                     Error::NotFound(format!("there is no keyspace {}: apply one first", path.keyspace()))
                 })?;
             let at = self.now();
             let secret =
-                secrets::next_version(&mut work.tx, self.entropy.uuid()?, keyspace.id, path.as_str(), at)
+                secrets::next_version(work.tx(), self.entropy.uuid()?, keyspace.id, path.as_str(), at)
                     .await?;
             let version = number(secret.newest_version)?;
-            let created_by = work.operator();
+            let created_by = work.actor().name().to_owned();
             if expected.is_some_and(|expected| expected != version - 1) {
                 return Err(Error::Conflict(format!(
                     "the newest version of {path} is {}, not {}: read it and try again",
@@ -83,7 +83,7 @@ impl Broker {
                     expected.unwrap_or_default()
                 )));
             }
-            let active = keks::active(&mut work.tx, keyspace.id).await?.ok_or_else(|| {
+            let active = keks::active(work.tx(), keyspace.id).await?.ok_or_else(|| {
                 Error::Corrupt(format!("keks: no active key of keyspace {}", keyspace.name))
             })?;
             let place = VersionPlace {
@@ -95,18 +95,11 @@ impl Broker {
                 created_by: &created_by,
             };
             let (payload, dek) = keyring.seal_version(&place, &active, fields, &*self.entropy)?;
-            secret_versions::insert(
-                &mut work.tx,
-                secret.id,
-                secret.newest_version,
-                &payload,
-                at,
-                &created_by,
-            )
-            .await?;
-            deks::insert(&mut work.tx, &dek).await?;
-            secret_labels::make_current(&mut work.tx, secret.id, secret.newest_version, at).await?;
-            work.record.operation = Operation::SecretPut { path: path.to_string(), version: Some(version) };
+            secret_versions::insert(work.tx(), secret.id, secret.newest_version, &payload, at, &created_by)
+                .await?;
+            deks::insert(work.tx(), &dek).await?;
+            secret_labels::make_current(work.tx(), secret.id, secret.newest_version, at).await?;
+            work.state(Operation::SecretPut { path: path.to_string(), version: Some(version) });
             work.allow(version).await
         })
         .await
@@ -128,13 +121,13 @@ impl Broker {
             .operate(token, operation, |mut work| async move {
                 let found = match version {
                     Some(version) => {
-                        secret_versions::numbered(&mut work.tx, path.as_str(), stored(version)?).await?
+                        secret_versions::numbered(work.tx(), path.as_str(), stored(version)?).await?
                     }
-                    None => secret_versions::current(&mut work.tx, &[path.to_string()]).await?.pop(),
+                    None => secret_versions::current(work.tx(), &[path.to_string()]).await?.pop(),
                 };
                 let found = found.ok_or_else(|| no_such_version(path, version))?;
                 let version = Some(number(found.version)?);
-                work.record.operation = Operation::SecretGet { path: path.to_string(), version };
+                work.state(Operation::SecretGet { path: path.to_string(), version });
                 work.allow(found).await
             })
             .await?;
@@ -164,7 +157,7 @@ impl Broker {
             if limit > PAGE_MAX {
                 return Err(Error::Invalid(format!("page_size must be at most {PAGE_MAX}")));
             }
-            let page = secrets::page(&mut work.tx, prefix, after, i64::from(limit)).await?;
+            let page = secrets::page(work.tx(), prefix, after, i64::from(limit)).await?;
             work.allow(page).await
         })
         .await
@@ -181,7 +174,7 @@ impl Broker {
     ) -> Result<Vec<VersionSummary>, Error> {
         let operation = Operation::SecretHistory { path: path.to_string() };
         self.operate(token, operation, |mut work| async move {
-            let versions = secret_versions::history(&mut work.tx, path.as_str()).await?;
+            let versions = secret_versions::history(work.tx(), path.as_str()).await?;
             if versions.is_empty() {
                 return Err(no_such_secret(path));
             }
@@ -202,11 +195,11 @@ impl Broker {
     ) -> Result<(), Error> {
         let operation = Operation::SecretRollback { path: path.to_string(), version };
         self.operate(token, operation, |mut work| async move {
-            let secret = lock(&mut work.tx, path).await?;
-            secret_versions::numbered(&mut work.tx, path.as_str(), stored(version)?)
+            let secret = lock(work.tx(), path).await?;
+            secret_versions::numbered(work.tx(), path.as_str(), stored(version)?)
                 .await?
                 .ok_or_else(|| no_such_version(path, Some(version)))?;
-            secret_labels::make_current(&mut work.tx, secret.id, stored(version)?, self.now()).await?;
+            secret_labels::make_current(work.tx(), secret.id, stored(version)?, self.now()).await?;
             work.allow(()).await
         })
         .await
@@ -225,7 +218,7 @@ impl Broker {
     ) -> Result<Vec<u32>, Error> {
         let operation = change.operation(path, versions.to_vec());
         self.operate(token, operation, |mut work| async move {
-            let secret = lock(&mut work.tx, path).await?;
+            let secret = lock(work.tx(), path).await?;
             if let Some(unknown) =
                 versions.iter().find(|v| **v == 0 || i64::from(**v) > i64::from(secret.newest_version))
             {
@@ -234,19 +227,17 @@ impl Broker {
             let wanted = versions.iter().map(|v| stored(*v)).collect::<Result<Vec<_>, _>>()?;
             let changed = match change {
                 VersionChange::Delete => {
-                    secret_versions::delete(&mut work.tx, secret.id, &wanted, self.now()).await?
+                    secret_versions::delete(work.tx(), secret.id, &wanted, self.now()).await?
                 }
-                VersionChange::Undelete => {
-                    secret_versions::undelete(&mut work.tx, secret.id, &wanted).await?
-                }
+                VersionChange::Undelete => secret_versions::undelete(work.tx(), secret.id, &wanted).await?,
                 VersionChange::Destroy => {
-                    deks::delete(&mut work.tx, secret.id, &wanted).await?;
-                    secret_versions::destroy(&mut work.tx, secret.id, &wanted, self.now()).await?
+                    deks::delete(work.tx(), secret.id, &wanted).await?;
+                    secret_versions::destroy(work.tx(), secret.id, &wanted, self.now()).await?
                 }
             };
             let mut changed = changed.into_iter().map(number).collect::<Result<Vec<_>, _>>()?;
             changed.sort_unstable();
-            work.record.operation = change.operation(path, changed.clone());
+            work.state(change.operation(path, changed.clone()));
             work.allow(changed).await
         })
         .await

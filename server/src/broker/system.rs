@@ -1,6 +1,6 @@
 //! The installation: making it, and saying how it is.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use keyfold_core::{
     audit::{Actor, Operation, Outcome},
@@ -22,6 +22,10 @@ use crate::{
 
 /// How audit entries name the operator that `init` makes.
 pub const INITIAL_ADMINISTRATOR: &str = "initial-administrator";
+
+/// How long finding out the state may take: a connection that is silent must not pass for a healthy one. Longer than
+/// the wait for a connection.
+const STATE_MAX: Duration = Duration::from_secs(8);
 
 /// A new installation.
 pub struct Initialized {
@@ -102,19 +106,25 @@ impl Broker {
     /// # Errors
     /// `Refused` when a token is given and is not an operator's.
     pub async fn status(&self, token: Option<&str>) -> Result<Status, Error> {
-        let state = match self.seal.unseal(&self.store).await {
+        let state = tokio::time::timeout(STATE_MAX, self.state())
+            .await
+            .unwrap_or_else(|_| State::Sealed("the database does not answer".into()));
+        let details = match (&state, token) {
+            (State::Serving(keyring), Some(token)) => Some(self.status_details(keyring, token).await?),
+            _ => None,
+        };
+        Ok(Status { state, details })
+    }
+
+    async fn state(&self) -> State {
+        match self.seal.unseal(&self.store).await {
             State::Serving(keyring) => match self.store.check_schema().await {
                 Ok(_) => State::Serving(keyring),
                 Err(Error::Sealed(why)) => State::Sealed(why),
                 Err(_) => State::Sealed("the database cannot be reached".into()),
             },
             other => other,
-        };
-        let details = match (&state, token) {
-            (State::Serving(keyring), Some(token)) => Some(self.status_details(keyring, token).await?),
-            _ => None,
-        };
-        Ok(Status { state, details })
+        }
     }
 
     async fn status_details(&self, keyring: &Keyring, token: &str) -> Result<StatusDetails, Error> {

@@ -17,13 +17,15 @@ use tonic::transport::server::Connected;
 /// A TLS connection.
 pub struct Connection {
     stream: TlsStream<TcpStream>,
+    /// What was read already, and is read once more.
+    replay: &'static [u8],
     _place: OwnedSemaphorePermit,
 }
 
 impl Connection {
-    /// A connection that gives `place` back when it is dropped.
-    pub fn new(stream: TlsStream<TcpStream>, place: OwnedSemaphorePermit) -> Self {
-        Self { stream, _place: place }
+    /// A connection from which `replay` was read already, and that gives `place` back when it is dropped.
+    pub fn new(stream: TlsStream<TcpStream>, replay: &'static [u8], place: OwnedSemaphorePermit) -> Self {
+        Self { stream, replay, _place: place }
     }
 }
 
@@ -39,6 +41,12 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.replay.is_empty() {
+            let (now, later) = self.replay.split_at(self.replay.len().min(buffer.remaining()));
+            buffer.put_slice(now);
+            self.replay = later;
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

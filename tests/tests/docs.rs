@@ -1,0 +1,399 @@
+//! What the documents say is what the code does, as far as a test can tell.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
+use keyfold::{args::Cli, exit::EXIT_CODES};
+use keyfold_core::{
+    audit::{AppliedObject, IssuedItem, Operation, leaf_hash},
+    object::{Kind, Spec},
+};
+use keyfold_csi::{DRIVER_NAME, render::Format, volume::Volume};
+use keyfold_proto::csi::v1::{NodePublishVolumeRequest, VolumeCapability, volume_capability};
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn text(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every document, by its path from the root.
+fn documents() -> Vec<(String, String)> {
+    let folder = |name: &str| {
+        let entries = fs::read_dir(root().join(name)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|file| file.ends_with(".md")).map(|file| format!("{name}/{file}")).collect::<Vec<_>>()
+    };
+    let paths = ["README.md".to_owned()].into_iter().chain(folder("docs")).chain(folder("docs/adr"));
+    paths.map(|path| (path.clone(), text(path))).collect()
+}
+
+/// The text between backticks on one line.
+fn quoted(line: &str) -> Vec<&str> {
+    line.split('`').skip(1).step_by(2).collect()
+}
+
+/// The first cells of all table rows, without backticks.
+fn table_keys(document: &str) -> BTreeSet<String> {
+    let cells = document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    cells.map(|(key, _)| key.to_owned()).collect()
+}
+
+/// Content of the fenced blocks of a language.
+fn blocks(document: &str, language: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open: Option<(bool, String)> = None;
+    for line in document.lines() {
+        match (&mut open, line.strip_prefix("```")) {
+            (None, Some(name)) => open = Some((name == language, String::new())),
+            (Some(_), Some(_)) => {
+                found.extend(open.take().filter(|(wanted, _)| *wanted).map(|(_, text)| text))
+            }
+            (Some((_, text)), None) => {
+                text.push_str(line);
+                text.push('\n');
+            }
+            (None, None) => {}
+        }
+    }
+    assert!(open.is_none(), "a block is not closed");
+    found
+}
+
+/// The texts that the last function `name` of a source file maps its variants to.
+fn strings_of(path: &str, name: &str) -> BTreeSet<String> {
+    let source = text(path);
+    let (_, body) = source.rsplit_once(&format!("fn {name}(")).unwrap_or_else(|| panic!("{path}: {name}"));
+    let body = body.split_once("\n    }\n").unwrap().0;
+    let of_line = |line: &str| Some(line.split_once("=> \"")?.1.split_once('"')?.0.to_owned());
+    let found: BTreeSet<_> = body.lines().filter_map(of_line).collect();
+    assert!(!found.is_empty(), "{path}: {name}");
+    found
+}
+
+#[test]
+fn every_refusal_code_is_explained_and_no_other() {
+    let codes: BTreeSet<String> = ["core/src/refusal.rs", "core/src/token/refusal.rs", "server/src/error.rs"]
+        .iter()
+        .flat_map(|path| strings_of(path, "code"))
+        .collect();
+    let document = text("docs/operating.md");
+    let (_, chapter) = document.split_once("## Refusal codes").unwrap();
+    assert_eq!(table_keys(chapter), codes);
+}
+
+/// One of each operation. The match makes a new one fail to compile here.
+fn operations() -> Vec<Operation> {
+    let (path, keyspace, kind, object) =
+        (|| "a/b".to_owned(), || "a".to_owned(), || "AppRole".to_owned(), || "r".to_owned());
+    let item = IssuedItem { path: path(), version: Some(1), rule: Some("a/*".into()) };
+    let applied = AppliedObject { kind: kind(), name: object(), generation: Some(1) };
+    let all = vec![
+        Operation::SecretIssue { role: None, items: vec![item] },
+        Operation::SecretPut { path: path(), version: None },
+        Operation::SecretGet { path: path(), version: None },
+        Operation::SecretList { prefix: String::new() },
+        Operation::SecretHistory { path: path() },
+        Operation::SecretRollback { path: path(), version: 1 },
+        Operation::SecretDelete { path: path(), versions: vec![1] },
+        Operation::SecretUndelete { path: path(), versions: vec![1] },
+        Operation::SecretDestroy { path: path(), versions: vec![1] },
+        Operation::ConfigApply { dry_run: false, objects: vec![applied] },
+        Operation::ConfigGet { kind: kind(), object: object() },
+        Operation::ConfigList { kind: kind() },
+        Operation::ConfigDelete { kind: kind(), object: object() },
+        Operation::KeyList { keyspace: keyspace() },
+        Operation::KeyRotate { keyspace: keyspace(), from_version: None, to_version: None },
+        Operation::KeyRewrap { keyspace: keyspace(), to_version: 2, deks: 1 },
+        Operation::AuditList {},
+        Operation::SystemInitialize {},
+    ];
+    let names: BTreeSet<_> = all.iter().map(|operation| operation.name().to_owned()).collect();
+    assert_eq!(names, strings_of("core/src/audit.rs", "name"), "an operation is missing above");
+    all
+}
+
+#[test]
+fn every_operation_is_listed_with_all_its_fields() {
+    let document = text("docs/audit.md");
+    for operation in operations() {
+        let row = document.lines().find(|line| line.starts_with(&format!("| `{}`", operation.name())));
+        let row = row.unwrap_or_else(|| panic!("{} is not in docs/audit.md", operation.name()));
+        for field in fields(&serde_json::to_value(&operation).unwrap()) {
+            assert!(quoted(row).contains(&field.as_str()), "{}: {field}", operation.name());
+        }
+    }
+}
+
+/// Names of the fields, also of those in lists.
+fn fields(operation: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, value) in operation.as_object().unwrap().iter().filter(|(name, _)| *name != "name") {
+        found.push(name.clone());
+        for inner in value.as_array().into_iter().flatten().filter_map(Value::as_object) {
+            found.extend(inner.keys().cloned());
+        }
+    }
+    found
+}
+
+#[test]
+fn the_example_entry_has_the_hash_that_is_given_for_it() {
+    let document = text("docs/audit.md");
+    let entry = blocks(&document, "json").remove(0);
+    let hash: String =
+        leaf_hash(entry.trim_end().as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(document.contains(&format!("{hash}  -")), "{hash}");
+}
+
+#[test]
+fn every_command_and_exit_code_is_listed() {
+    let document = text("docs/cli.md");
+    let listed = table_keys(&document);
+    let mut commands = BTreeSet::new();
+    leaves(&Cli::command(), "keyfold", &mut commands);
+    // `keyfold dev` does something without a command below it too.
+    commands.insert("keyfold dev".to_owned());
+    assert_eq!(
+        listed.into_iter().filter(|key| key.starts_with("keyfold ")).collect::<BTreeSet<_>>(),
+        commands
+    );
+    for line in EXIT_CODES.lines().skip(1) {
+        let (code, meaning) = line.trim().split_once("  ").unwrap();
+        assert!(document.contains(&format!("| {code} | {meaning} |")), "{line}");
+    }
+}
+
+fn leaves(command: &clap::Command, name: &str, found: &mut BTreeSet<String>) {
+    let below: Vec<_> = command.get_subcommands().filter(|below| below.get_name() != "help").collect();
+    if below.is_empty() {
+        found.insert(name.to_owned());
+    }
+    for command in below {
+        leaves(command, &format!("{name} {}", command.get_name()), found);
+    }
+}
+
+#[test]
+fn every_command_line_in_the_documents_is_one_that_keyfold_takes() {
+    let mut seen = 0;
+    for (path, document) in documents() {
+        for line in blocks(&document, "sh").concat().replace("\\\n", " ").lines() {
+            for part in line.split(['|', ';', '&', '>', '#']).map(str::trim) {
+                if !part.starts_with("keyfold ") {
+                    continue;
+                }
+                seen += 1;
+                if let Err(error) = Cli::try_parse_from(words(part)) {
+                    let shown = [ErrorKind::DisplayHelp, ErrorKind::DisplayVersion].contains(&error.kind());
+                    assert!(shown, "{path}: {part}: {error}");
+                }
+            }
+        }
+    }
+    assert!(seen > 20, "only {seen} command lines found");
+}
+
+/// A shell's words, for lines without escapes.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quote = None;
+    for c in line.chars() {
+        match (quote, c) {
+            (None, '"' | '\'') => quote = Some(c),
+            (Some(open), _) if open == c => quote = None,
+            (None, ' ') => words.push(String::new()),
+            _ => words.last_mut().unwrap().push(c),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[test]
+fn every_make_target_in_the_documents_exists() {
+    let makefile = text("Makefile");
+    for (path, document) in documents() {
+        let inline = document.lines().flat_map(quoted).map(str::to_owned);
+        for line in inline.chain(blocks(&document, "sh").concat().lines().map(str::to_owned)) {
+            let Some(rest) = line.strip_prefix("make ") else { continue };
+            let target = rest.split_whitespace().next().unwrap();
+            assert!(makefile.contains(&format!("\n{target}:")), "{path}: make {target}");
+        }
+    }
+}
+
+#[test]
+fn every_link_and_path_in_the_documents_leads_somewhere() {
+    for (path, document) in documents() {
+        let folder = Path::new(&path).parent().unwrap().to_owned();
+        for link in document.split("](").skip(1).map(|rest| rest.split_once(')').unwrap().0) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { PathBuf::from(&path) } else { folder.join(file) };
+            assert!(root().join(&target).exists(), "{path}: {link}");
+            let has_anchor = anchor.is_empty() || anchors(&text(&target)).contains(anchor);
+            assert!(has_anchor, "{path}: {link}");
+        }
+        for name in document.lines().flat_map(quoted).filter(|name| is_repository_path(name)) {
+            assert!(root().join(name).exists(), "{path}: {name}");
+        }
+    }
+}
+
+fn is_repository_path(name: &str) -> bool {
+    const FOLDERS: [&str; 9] =
+        ["core/", "proto/", "server/", "csi-driver/", "cli/", "migrations/", "deploy/", "tests/", "docs/"];
+    FOLDERS.iter().any(|folder| name.starts_with(folder)) && !name.contains(char::is_whitespace)
+}
+
+/// The anchors that a Markdown viewer makes of headings.
+fn anchors(document: &str) -> BTreeSet<String> {
+    let anchor = |heading: &str| -> String {
+        let kept = heading.to_lowercase().replace(' ', "-");
+        kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
+    };
+    document
+        .lines()
+        .filter(|line| line.starts_with("##"))
+        .map(|line| anchor(line.trim_start_matches('#').trim()))
+        .collect()
+}
+
+#[test]
+fn every_invariant_is_held_by_something_that_exists() {
+    let document = text("docs/architecture.md");
+    let invariants: Vec<_> = document.lines().filter(|line| line.starts_with("Invariant:")).collect();
+    assert!(invariants.len() >= 15);
+    for invariant in invariants {
+        let (_, held_by) = invariant.split_once("Held by: ").unwrap_or_else(|| panic!("{invariant}"));
+        let mut file = String::new();
+        let mut held = 0;
+        for name in quoted(held_by) {
+            if root().join(name).is_file() {
+                file = text(name);
+            } else if !name.contains("::commit") {
+                assert!(file.contains(name), "{invariant}: {name}");
+                held += 1;
+            }
+        }
+        assert!(held > 0, "{invariant}");
+    }
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let document = text("docs/architecture.md");
+    let (_, chapter) = document.split_once("## Dependencies").unwrap();
+    let listed: BTreeSet<_> = chapter
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next())
+        .flat_map(|cell| cell.split(", "))
+        .collect();
+    let manifest = text("Cargo.toml");
+    let (_, dependencies) = manifest.split_once("[workspace.dependencies]").unwrap();
+    for line in dependencies.split("\n[").next().unwrap().lines() {
+        let Some((name, _)) = line.split_once(" = ") else { continue };
+        assert!(name.starts_with('#') || name.starts_with("keyfold") || listed.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn every_metric_is_explained() {
+    let document = table_keys(&text("docs/operating.md"));
+    for path in ["server/src/api.rs", "server/src/store.rs"] {
+        for name in
+            text(path).split("!(\"keyfold_").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned())
+        {
+            assert!(document.contains(&format!("keyfold_{name}")), "keyfold_{name}");
+        }
+    }
+}
+
+#[test]
+fn the_yaml_in_the_documents_is_accepted() {
+    let (mut objects, mut volumes) = (0, 0);
+    for (path, document) in documents() {
+        for block in blocks(&document, "yaml") {
+            let mut reader = block.as_bytes();
+            for value in serde_saphyr::read::<_, Value>(&mut reader) {
+                let value = value.unwrap_or_else(|error| panic!("{path}: {error}"));
+                if value["apiVersion"] == "keyfold.dev/v1" {
+                    let kind = Kind::parse(value["kind"].as_str().unwrap()).unwrap();
+                    Spec::parse(kind, &value["spec"].to_string())
+                        .unwrap_or_else(|error| panic!("{path}: {error}"));
+                    objects += 1;
+                }
+                for volume in value["spec"]["volumes"].as_array().into_iter().flatten() {
+                    parse_volume(&volume["csi"]).unwrap_or_else(|error| panic!("{path}: {error}"));
+                    volumes += 1;
+                }
+            }
+        }
+    }
+    assert!(objects >= 2 && volumes >= 1, "{objects} {volumes}");
+}
+
+fn parse_volume(csi: &Value) -> Result<Volume, String> {
+    assert_eq!(csi["driver"], DRIVER_NAME);
+    let attributes = csi["volumeAttributes"].as_object().unwrap().iter();
+    let request = NodePublishVolumeRequest {
+        volume_id: "csi-1".into(),
+        target_path: "/var/lib/kubelet/pods/uid/volumes/kubernetes.io~csi/secrets/mount".into(),
+        readonly: csi["readOnly"] == true,
+        volume_capability: Some(VolumeCapability {
+            access_type: Some(volume_capability::AccessType::Mount(Default::default())),
+            access_mode: Some(volume_capability::AccessMode {
+                mode: volume_capability::access_mode::Mode::SingleNodeWriter.into(),
+            }),
+        }),
+        volume_context: attributes
+            .map(|(key, value)| (key.clone(), value.as_str().unwrap().to_owned()))
+            .collect(),
+        ..Default::default()
+    };
+    Volume::parse(&request, Path::new("/var/lib/kubelet/pods")).map_err(|error| error.to_string())
+}
+
+#[test]
+fn every_attribute_and_format_of_a_volume_is_explained() {
+    let listed = table_keys(&text("docs/volumes.md"));
+    for format in Format::ALL {
+        assert!(listed.contains(format.name()), "{}", format.name());
+    }
+    let secrets = "- {path: a/b, format: raw, file: f, mode: '0400', uid: 1, gid: 1, optional: true}";
+    let csi = serde_json::json!({
+        "driver": DRIVER_NAME, "readOnly": true, "volumeAttributes": {"role": "r", "secrets": secrets},
+    });
+    parse_volume(&csi).expect("these are attributes");
+    for name in ["role", "secrets", "path", "format", "file", "mode", "uid", "gid", "optional"] {
+        assert!(listed.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn every_decision_has_context_decision_and_consequence() {
+    let decisions: Vec<_> =
+        documents().into_iter().filter(|(path, _)| path.starts_with("docs/adr/")).collect();
+    assert!(!decisions.is_empty());
+    for (path, document) in decisions {
+        let headings: Vec<_> = document.lines().filter(|line| line.starts_with("## ")).collect();
+        assert_eq!(headings, ["## Context", "## Decision", "## Consequence"], "{path}");
+        let number = path.trim_start_matches("docs/adr/").split('-').next().unwrap().to_owned();
+        assert!(document.starts_with(&format!("# {number} ")), "{path}");
+    }
+}
+
+#[test]
+fn what_is_not_there_yet_is_said_in_one_place_of_a_document() {
+    for path in ["README.md", "docs/architecture.md", "docs/operating.md", "docs/threat-model.md"] {
+        assert_eq!(text(path).matches("\n## Not yet\n").count(), 1, "{path}");
+    }
+}

@@ -1,0 +1,408 @@
+//! Every RPC of `keyfold.v1` refuses who may not call it, and writes down what it did: a tripwire. A new RPC fails here
+//! until it has a row.
+
+use std::collections::BTreeSet;
+
+use keyfold_proto::{DESCRIPTORS, keyfold::v1};
+use keyfold_tests::{Database, World, server_setup};
+use prost::Message;
+use serde_json::{Value, json};
+use tonic::{
+    Code, Request, Status,
+    client::Grpc,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen::{Bytes, http::uri::PathAndQuery},
+    transport::Channel,
+};
+
+use Gate::{Anyone, BootstrapToken, DriverAndPod, Operator};
+
+/// Who may call an RPC.
+enum Gate {
+    /// The holder of a live administrator's token.
+    Operator,
+    /// A CSI driver that presents a pod's token.
+    DriverAndPod,
+    /// Who can read the server's bootstrap token, once.
+    BootstrapToken,
+    /// Everybody, without an entry. Says why.
+    Anyone { because: &'static str },
+}
+
+struct Row {
+    /// `Service/Method`.
+    rpc: &'static str,
+    gate: Gate,
+    /// A request that succeeds once, encoded.
+    request: fn(&World) -> Vec<u8>,
+    /// The operations that succeeding writes down, the refused one first.
+    operations: &'static [&'static str],
+}
+
+const ROWS: [Row; 18] = [
+    Row {
+        rpc: "WorkloadService/IssueSecrets",
+        gate: DriverAndPod,
+        request: |world| issue_request(&world.token(&world.pod("payments", "api", "api-0")).jwt),
+        operations: &["secret.issue"],
+    },
+    Row {
+        rpc: "SecretService/PutSecret",
+        gate: Operator,
+        request: |_| {
+            let fields = vec![v1::Field { name: "password".into(), value: b"x".into() }];
+            encode(v1::PutSecretRequest { path: "payments/db".into(), fields, expected_version: Some(3) })
+        },
+        operations: &["secret.put"],
+    },
+    Row {
+        rpc: "SecretService/GetSecret",
+        gate: Operator,
+        request: |_| encode(v1::GetSecretRequest { path: "payments/db".into(), version: None }),
+        operations: &["secret.get"],
+    },
+    Row {
+        rpc: "SecretService/ListSecrets",
+        gate: Operator,
+        request: |_| encode(v1::ListSecretsRequest::default()),
+        operations: &["secret.list"],
+    },
+    Row {
+        rpc: "SecretService/GetSecretHistory",
+        gate: Operator,
+        request: |_| encode(v1::GetSecretHistoryRequest { path: "payments/db".into() }),
+        operations: &["secret.history"],
+    },
+    Row {
+        rpc: "SecretService/RollbackSecret",
+        gate: Operator,
+        request: |_| encode(v1::RollbackSecretRequest { path: "payments/db".into(), version: 2 }),
+        operations: &["secret.rollback"],
+    },
+    Row {
+        rpc: "SecretService/DeleteVersions",
+        gate: Operator,
+        request: |_| versions_request(),
+        operations: &["secret.delete"],
+    },
+    Row {
+        rpc: "SecretService/UndeleteVersions",
+        gate: Operator,
+        request: |_| versions_request(),
+        operations: &["secret.undelete"],
+    },
+    Row {
+        rpc: "SecretService/DestroyVersions",
+        gate: Operator,
+        request: |_| versions_request(),
+        operations: &["secret.destroy"],
+    },
+    Row {
+        rpc: "ConfigService/ApplyObjects",
+        gate: Operator,
+        request: |_| {
+            let spec_json = json!({"description": "new"}).to_string();
+            let object =
+                v1::Object { kind: "Keyspace".into(), name: "new".into(), spec_json, ..Default::default() };
+            encode(v1::ApplyObjectsRequest { objects: vec![object], dry_run: false })
+        },
+        operations: &["config.apply"],
+    },
+    Row {
+        rpc: "ConfigService/GetObject",
+        gate: Operator,
+        request: |_| encode(v1::GetObjectRequest { kind: "Issuer".into(), name: "dev".into() }),
+        operations: &["config.get"],
+    },
+    Row {
+        rpc: "ConfigService/ListObjects",
+        gate: Operator,
+        request: |_| encode(v1::ListObjectsRequest::default()),
+        operations: &["config.list"],
+    },
+    Row {
+        rpc: "ConfigService/DeleteObject",
+        gate: Operator,
+        request: |_| encode(v1::DeleteObjectRequest { kind: "Keyspace".into(), name: "empty".into() }),
+        operations: &["config.delete"],
+    },
+    Row {
+        rpc: "KeyService/ListKeys",
+        gate: Operator,
+        request: |_| encode(v1::ListKeysRequest::default()),
+        operations: &["key.list"],
+    },
+    Row {
+        rpc: "KeyService/RotateKey",
+        gate: Operator,
+        request: |_| encode(v1::RotateKeyRequest { keyspace: "payments".into() }),
+        operations: &["key.rotate", "key.rewrap"],
+    },
+    Row {
+        rpc: "AuditService/ListEntries",
+        gate: Operator,
+        request: |_| encode(v1::ListEntriesRequest::default()),
+        operations: &["audit.list"],
+    },
+    Row {
+        rpc: "SystemService/Initialize",
+        gate: BootstrapToken,
+        request: |world| initialize_request(&world.server.setup().bootstrap_token_file()),
+        operations: &["system.initialize"],
+    },
+    Row {
+        rpc: "SystemService/GetStatus",
+        gate: Anyone {
+            because: "health probes and people in trouble ask it, often and without a token, also when there is no \
+                      database to write to; it tells the state alone, and details only to an operator",
+        },
+        request: |_| encode(v1::GetStatusRequest {}),
+        operations: &[],
+    },
+];
+
+fn encode(message: impl Message) -> Vec<u8> {
+    message.encode_to_vec()
+}
+
+fn versions_request() -> Vec<u8> {
+    encode(v1::ChangeVersionsRequest { path: "payments/db".into(), versions: vec![1] })
+}
+
+fn issue_request(pod_token: &str) -> Vec<u8> {
+    let items = vec![v1::SecretReference { path: "payments/db".into(), optional: false }];
+    encode(v1::IssueSecretsRequest { pod_token: pod_token.into(), role: "payments-api".into(), items })
+}
+
+fn initialize_request(file: &std::path::Path) -> Vec<u8> {
+    let bootstrap_token = std::fs::read_to_string(file).expect("a bootstrap token");
+    encode(v1::InitializeRequest { bootstrap_token })
+}
+
+#[test]
+fn every_rpc_has_a_row() {
+    let descriptors = prost_types::FileDescriptorSet::decode(DESCRIPTORS).unwrap();
+    let own = descriptors.file.iter().filter(|file| file.package() == "keyfold.v1");
+    let services = own.flat_map(|file| &file.service);
+    let rpcs: BTreeSet<String> = services
+        .flat_map(|service| {
+            service.method.iter().map(move |rpc| format!("{}/{}", service.name(), rpc.name()))
+        })
+        .collect();
+    let rows: BTreeSet<String> = ROWS.iter().map(|row| row.rpc.to_owned()).collect();
+    assert_eq!(rpcs, rows, "each RPC needs a row here: who may call it, and what it writes down");
+    assert_eq!(ROWS.len(), rows.len(), "an RPC has two rows");
+    let exempt = ROWS.iter().filter(|row| matches!(row.gate, Anyone { because } if !because.is_empty()));
+    assert_eq!(exempt.map(|row| row.rpc).collect::<Vec<_>>(), ["SystemService/GetStatus"]);
+}
+
+/// One call, and what must come of it.
+struct Case {
+    what: &'static str,
+    bearer: Option<String>,
+    request: Vec<u8>,
+    code: Code,
+    /// The refusal's reason in its entry.
+    reason: Option<&'static str>,
+    /// The entry's actor.
+    actor: &'static str,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_rpc_refuses_and_writes_down() {
+    let world = World::start().await.with_payments().await;
+    world.put("payments/db", &[("password", "second")]).await;
+    world.put("payments/db", &[("password", "third")]).await;
+    world.server.apply("Keyspace", "empty", &json!({})).await.unwrap();
+    for row in &ROWS {
+        for case in cases(&world, row) {
+            let size = world.database.check_audit_log();
+            let done = call(&world.channel(), row.rpc, case.bearer.as_deref(), case.request).await;
+            let what = format!("{} {}", row.rpc, case.what);
+            let code = done.as_ref().map_or_else(Status::code, |_| Code::Ok);
+            assert_eq!(code, case.code, "{what}: {:?}", done.err());
+            let expected: Vec<_> = match (&row.gate, case.reason) {
+                (Anyone { .. }, _) => Vec::new(),
+                (_, None) => row.operations.iter().map(|name| (*name, "allowed", "", case.actor)).collect(),
+                (_, Some(reason)) => vec![(row.operations[0], "refused", reason, case.actor)],
+            };
+            let entries = entries_from(&world.database, size);
+            assert_eq!(entries.iter().map(summary).collect::<Vec<_>>(), expected, "{what}");
+            let told = done.err().map(|status| status.message().to_owned());
+            assert!(
+                entries.iter().all(|entry| entry["outcome"]["message"].as_str() == told.as_deref()),
+                "{what}"
+            );
+        }
+    }
+}
+
+fn cases(world: &World, row: &Row) -> Vec<Case> {
+    let administrator = std::fs::read_to_string(world.server.setup().admin_token_file()).expect("a token");
+    let pod = world.token(&world.pod("payments", "api", "api-0")).jwt.to_string();
+    let driver = world.driver_token();
+    let bad = || Some("kfa_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".to_owned());
+    let case = |what, bearer, code, reason, actor| Case {
+        what,
+        bearer,
+        request: (row.request)(world),
+        code,
+        reason,
+        actor,
+    };
+    let operator = "initial-administrator";
+    match row.gate {
+        Operator => {
+            let refused =
+                |what, bearer| case(what, bearer, Code::Unauthenticated, Some("operator-token"), "unknown");
+            vec![
+                refused("without a token", None),
+                refused("with a bad token", bad()),
+                refused("with a pod's token", Some(pod)),
+                refused("with the driver's token", Some(driver)),
+                case("as the administrator", Some(administrator), Code::Ok, None, operator),
+            ]
+        }
+        DriverAndPod => {
+            let malformed =
+                |what, bearer| case(what, bearer, Code::Unauthenticated, Some("token-malformed"), "unknown");
+            let without_pod = Case {
+                request: issue_request(""),
+                ..malformed("without a pod's token", Some(driver.clone()))
+            };
+            let api = "system:serviceaccount:payments:api";
+            vec![
+                malformed("without the driver's token", None),
+                malformed("with a bad token", bad()),
+                malformed("as the administrator", Some(administrator)),
+                case(
+                    "with a pod's token",
+                    Some(pod),
+                    Code::PermissionDenied,
+                    Some("not-a-driver"),
+                    "unknown",
+                ),
+                without_pod,
+                case("as the driver", Some(driver), Code::Ok, None, api),
+            ]
+        }
+        BootstrapToken => {
+            let refused = |what, bearer, bootstrap: &str| Case {
+                request: encode(v1::InitializeRequest { bootstrap_token: bootstrap.into() }),
+                ..case(what, bearer, Code::PermissionDenied, Some("bootstrap-token"), "unknown")
+            };
+            let done = Some("already-initialized");
+            vec![
+                refused("without a token", None, ""),
+                refused("with a bad token", None, "AAAA"),
+                refused("with a pod's token", Some(pod.clone()), &pod),
+                refused("as the administrator", Some(administrator.clone()), &administrator),
+                case("a second time", Some(administrator), Code::FailedPrecondition, done, "unknown"),
+            ]
+        }
+        Anyone { .. } => vec![
+            case("without a token", None, Code::Ok, None, ""),
+            case("with a bad token", bad(), Code::Unauthenticated, None, ""),
+            case("with a pod's token", Some(pod), Code::Unauthenticated, None, ""),
+            case("as the administrator", Some(administrator), Code::Ok, None, ""),
+        ],
+    }
+}
+
+fn entries_from(database: &Database, index: u64) -> Vec<Value> {
+    let sql = "SELECT convert_from(entry, 'UTF8') FROM audit_entries WHERE index >=";
+    let lines = database.sql(&format!("{sql} {index} ORDER BY index"));
+    lines.lines().map(|line| serde_json::from_str(line).expect("an entry is JSON")).collect()
+}
+
+/// Operation, result, reason, actor.
+fn summary(entry: &Value) -> (&str, &str, &str, &str) {
+    let text = |member: &str, name: &str| entry[member][name].as_str().unwrap_or_default();
+    (text("operation", "name"), text("outcome", "result"), text("outcome", "reason"), text("actor", "name"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_initialisation_is_the_first_entry() {
+    let (database, folder) = (Database::shared(), tempfile::tempdir().unwrap());
+    let setup = server_setup(folder.path(), "server", &database);
+    let server = keyfold::dev::server::Server::start(&setup).await.unwrap();
+    let ca = std::fs::read(setup.ca_file()).unwrap();
+    let channel = keyfold_proto::channel::connect_lazy(&setup.url(), &ca).unwrap();
+
+    // Asking for the status makes the server look whether it is initialised.
+    call(&channel, "SystemService/GetStatus", None, Vec::new()).await.unwrap();
+    for row in ROWS.iter().filter(|row| matches!(row.gate, Operator | DriverAndPod)) {
+        let status = call(&channel, row.rpc, None, Vec::new()).await.unwrap_err();
+        let early = matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument);
+        assert!(early, "{} before init: {status:?}", row.rpc);
+    }
+    let wrong = encode(v1::InitializeRequest { bootstrap_token: "wrong".into() });
+    let refused = call(&channel, "SystemService/Initialize", None, wrong).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert_eq!(
+        summary(&entries_from(&database, 0)[0]),
+        ("system.initialize", "refused", "bootstrap-token", "unknown")
+    );
+
+    let right = initialize_request(&setup.bootstrap_token_file());
+    call(&channel, "SystemService/Initialize", None, right).await.unwrap();
+    let entries = entries_from(&database, 1);
+    assert_eq!(
+        entries.iter().map(summary).collect::<Vec<_>>(),
+        [("system.initialize", "allowed", "", "initial-administrator")]
+    );
+    assert_eq!(database.check_audit_log(), 2);
+    drop(server);
+}
+
+/// Calls an RPC by its name, with a message as bytes: no generated client stands between.
+async fn call(channel: &Channel, rpc: &str, bearer: Option<&str>, message: Vec<u8>) -> Result<Bytes, Status> {
+    let mut grpc = Grpc::new(channel.clone());
+    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let path: PathAndQuery = format!("/keyfold.v1.{rpc}").parse().expect("a path");
+    let mut request = Request::new(Bytes::from(message));
+    if let Some(token) = bearer {
+        let token = format!("Bearer {}", token.trim()).parse().expect("a token is ASCII");
+        request.metadata_mut().insert("authorization", token);
+    }
+    Ok(grpc.unary(request, path, Raw).await?.into_inner())
+}
+
+/// Messages as the bytes that they are.
+#[derive(Clone, Copy, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        prost::bytes::BufMut::put(buffer, item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        let len = prost::bytes::Buf::remaining(buffer);
+        Ok(Some(prost::bytes::Buf::copy_to_bytes(buffer, len)))
+    }
+}
