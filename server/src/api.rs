@@ -2,7 +2,12 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use keyfold_core::{name::NameError, payload::Fields, secret::SecretBytes};
+use keyfold_core::{
+    name::NameError,
+    path::{SEGMENT_BYTES_MAX, SEGMENTS_MAX},
+    payload::Fields,
+    secret::SecretBytes,
+};
 use keyfold_proto::keyfold::v1;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
@@ -49,8 +54,9 @@ fn bearer<T>(request: &Request<T>) -> Option<Zeroizing<String>> {
     value.strip_prefix("Bearer ").map(|token| Zeroizing::new(token.to_owned()))
 }
 
-/// Longest name or prefix that is looked at. Entries of the audit log keep it, also of callers who prove nothing.
-const TEXT_BYTES_MAX: usize = 256;
+/// Longest name or prefix that is looked at: that of the longest path. Entries of the audit log keep it, also of callers
+/// who prove nothing.
+const TEXT_BYTES_MAX: usize = SEGMENTS_MAX * (SEGMENT_BYTES_MAX + 1);
 
 /// Refuses a text that no name can be.
 fn bounded<'a>(what: &str, text: &'a str) -> Result<&'a str, Error> {

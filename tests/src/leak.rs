@@ -8,10 +8,7 @@ use std::{
 };
 
 use aho_corasick::AhoCorasick;
-use base64::{
-    Engine as _,
-    engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
-};
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
 /// Shorter forms would be found by chance.
 const FORM_BYTES_MIN: usize = 10;
@@ -117,7 +114,7 @@ fn base64_inside(value: &[u8], shift: usize, engine: &impl base64::Engine) -> Ve
 
 #[cfg(test)]
 mod tests {
-    use base64::engine::general_purpose::STANDARD;
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
 
     use super::*;
 

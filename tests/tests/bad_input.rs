@@ -11,12 +11,14 @@ use keyfold::dev::{
 use keyfold_core::clock::{Clock as _, SystemClock};
 use keyfold_proto::{
     DESCRIPTORS,
-    csi::v1::{NodeUnpublishVolumeRequest, node_client::NodeClient},
-    keyfold::v1::{Field, IssueSecretsRequest, PutSecretRequest, SecretReference},
+    csi::v1::node_client::NodeClient,
+    keyfold::v1::{
+        Field, IssueSecretsRequest, IssueSecretsResponse, PutSecretRequest, SecretReference, State,
+    },
 };
 use keyfold_tests::{
     PAYMENTS_SECRETS, Recorded, World,
-    faults::{channel, is_healthy, unix_channel, within},
+    faults::{channel, status, unix_channel, within},
 };
 use prost::Message as _;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
@@ -127,15 +129,18 @@ async fn malformed_truncated_and_huge_messages_to_every_rpc_get_an_error_status(
         for rpc in rpcs {
             for (what, body, codes) in messages() {
                 let call = call(&mut channel, &rpc, body);
-                let (code, message) = within(ANSWER_MAX, what, call).await;
-                assert!(codes.contains(&code), "{what} to {rpc}: {code:?} {message}");
-                for inner in ["src/", "panicked", "keyfold_"] {
-                    assert!(!message.contains(inner), "{what} to {rpc}: {message}");
-                }
+                let answer = within(ANSWER_MAX, what, call).await;
+                assert!(
+                    codes.contains(&answer.code),
+                    "{what} to {rpc}: {:?} {}",
+                    answer.code,
+                    answer.message
+                );
+                assert_plain(&answer);
             }
         }
-        let (code, _) = call(&mut channel, "/keyfold.v1.SystemService/Nothing", frame(&[])).await;
-        assert_eq!(code, Code::Unimplemented);
+        let answer = call(&mut channel, "/keyfold.v1.SystemService/Nothing", frame(&[])).await;
+        assert_eq!(answer.code, Code::Unimplemented);
     }
     assert_eq!(world.database.check_audit_log(), entries, "nothing was done");
     assert_unharmed(&world).await;
@@ -157,42 +162,47 @@ async fn headers_of_a_hundred_kilobytes_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_with_flipped_bits_are_answered_and_never_get_more_than_the_pod_may_have() {
+async fn requests_with_flipped_bits_get_what_the_pod_may_have_or_an_error_and_never_more() {
     let world = World::start().await.with_payments().await;
-    world.put("payments/other", &[("password", "planted-other")]).await;
-    let pod = world.pod("payments", "api", "api-0");
-    let item = SecretReference { path: "payments/db".into(), optional: false };
+    world.server.apply("Keyspace", "other", &serde_json::json!({})).await.unwrap();
+    world.put("other/db", &[("password", "planted-other")]).await;
+    let (asking, mounting) =
+        (world.pod("payments", "api", "asking"), world.pod("payments", "api", "mounting"));
     let issue = IssueSecretsRequest {
-        pod_token: world.token(&pod).jwt.to_string(),
+        pod_token: world.token(&asking).jwt.to_string(),
         role: "payments-api".into(),
-        items: vec![item],
+        items: vec![SecretReference { path: "payments/db".into(), optional: false }],
     };
-    let publish = world.publish_request(&pod);
-    let (issue, publish) = (issue.encode_to_vec(), publish.encode_to_vec());
+    let (issue, publish) = (issue.encode_to_vec(), world.publish_request(&mounting).encode_to_vec());
     let mut server = channel(world.server.setup());
     let mut driver = unix_channel(&csi_socket(world.driver.kubelet().dir()));
-    let mut random = Random(20_261_123);
-    for _ in 0..150 {
-        let mutated = random.mutate(&issue);
-        let call_server = call(&mut server, "/keyfold.v1.WorkloadService/IssueSecrets", frame(&mutated));
-        let (code, message) = within(ANSWER_MAX, "IssueSecrets", call_server).await;
-        // It lacks the driver's own token.
-        assert_ne!(code, Code::Ok, "{message}");
-        let mutated = random.mutate(&publish);
-        let call_driver = call(&mut driver, "/csi.v1.Node/NodePublishVolume", frame(&mutated));
-        let (code, message) = within(ANSWER_MAX, "NodePublishVolume", call_driver).await;
-        assert!(!matches!(code, Code::Unknown | Code::Unavailable), "{code:?} {message}");
-        assert!(!message.contains("eyJ"), "a token is in the message");
+    let (bearer, mut random) = (format!("Bearer {}", world.driver_token()), Random(20_261_123));
+    let mut issued = 0;
+    for _ in 0..200 {
+        let request = frame(&random.mutate(&issue));
+        let call_server =
+            call_as(Some(&bearer), &mut server, "/keyfold.v1.WorkloadService/IssueSecrets", request);
+        let answer = within(ANSWER_MAX, "IssueSecrets", call_server).await;
+        assert_plain(&answer);
+        if answer.code == Code::Ok {
+            let reply = IssueSecretsResponse::decode(&answer.body[5..]).unwrap();
+            let paths: Vec<_> = reply.secrets.iter().map(|secret| secret.path.as_str()).collect();
+            assert!(paths.is_empty() || paths == ["payments/db"], "{paths:?}");
+            issued += 1;
+        }
+        let request = frame(&random.mutate(&publish));
+        let call_driver = call(&mut driver, "/csi.v1.Node/NodePublishVolume", request);
+        assert_plain(&within(ANSWER_MAX, "NodePublishVolume", call_driver).await);
+        for target in world.driver.mounts() {
+            assert_eq!(target, world.volume(&mounting).target);
+        }
     }
-    let mounts = world.driver.mounts();
-    for target in &mounts {
-        assert_eq!(*target, world.volume(&pod).target);
-    }
-    let request = NodeUnpublishVolumeRequest {
-        volume_id: world.volume(&pod).id,
-        target_path: world.volume(&pod).target.display().to_string(),
-    };
-    NodeClient::new(driver).node_unpublish_volume(request).await.unwrap();
+    let entries = world.database.entries("secret.issue");
+    let stated = entries
+        .iter()
+        .filter(|entry| entry["actor"]["pod"]["name"] == "asking" && entry["outcome"]["result"] == "allowed");
+    assert_eq!(stated.count(), issued);
+    NodeClient::new(driver).node_unpublish_volume(world.unpublish_request(&mounting)).await.unwrap();
     assert_unharmed(&world).await;
 }
 
@@ -259,24 +269,47 @@ fn rpcs(package: &str) -> Vec<String> {
     rpcs
 }
 
-/// Sends `body` to `rpc` as it is. Gives the status and its message.
-async fn call(channel: &mut Channel, rpc: &str, body: Vec<u8>) -> (Code, String) {
-    let request = http::Request::post(format!("http://localhost{rpc}"))
+/// An answer to a call.
+struct Answer {
+    code: Code,
+    message: String,
+    /// The framed reply.
+    body: Bytes,
+}
+
+/// Sends `body` to `rpc` as it is, without a token.
+async fn call(channel: &mut Channel, rpc: &str, body: Vec<u8>) -> Answer {
+    call_as(None, channel, rpc, body).await
+}
+
+/// The same with this `authorization`.
+async fn call_as(authorization: Option<&str>, channel: &mut Channel, rpc: &str, body: Vec<u8>) -> Answer {
+    let mut request = http::Request::post(format!("http://localhost{rpc}"))
         .version(http::Version::HTTP_2)
         .header("te", "trailers")
-        .header("content-type", "application/grpc")
-        .body(Body::new(Full::new(Bytes::from(body))))
-        .unwrap();
+        .header("content-type", "application/grpc");
+    if let Some(authorization) = authorization {
+        request = request.header("authorization", authorization);
+    }
+    let request = request.body(Body::new(Full::new(Bytes::from(body)))).unwrap();
     let channel = channel.ready().await.unwrap();
     let answer = channel.call(request).await.unwrap_or_else(|error| panic!("{rpc}: {error:?}"));
     let (head, body) = answer.into_parts();
-    let trailers = match head.headers.contains_key("grpc-status") {
-        true => head.headers,
-        false => body.collect().await.unwrap().trailers().cloned().unwrap_or_default(),
-    };
-    let text = |name: &str| trailers.get(name).map(|value| value.to_str().unwrap().to_owned());
-    let code = text("grpc-status").unwrap_or_else(|| panic!("{rpc}: {:?}", head.status));
-    (Code::from_bytes(code.as_bytes()), text("grpc-message").unwrap_or_default())
+    let body = body.collect().await.unwrap();
+    let trailers = body.trailers().cloned().unwrap_or(head.headers);
+    let status =
+        tonic::Status::from_header_map(&trailers).unwrap_or_else(|| panic!("{rpc}: {:?}", head.status));
+    Answer { code: status.code(), message: status.message().to_owned(), body: body.to_bytes() }
+}
+
+/// The message tells its reader what is wrong, and nothing of the program or of a secret.
+fn assert_plain(answer: &Answer) {
+    let Answer { code, message, .. } = answer;
+    assert!(!matches!(code, Code::Unknown | Code::Unavailable | Code::DataLoss), "{code:?} {message}");
+    assert!(*code == Code::Ok || !message.is_empty(), "{code:?} without a message");
+    for inner in ["src/", "panicked", "keyfold_", "sqlx", "planted-", "eyJ"] {
+        assert!(!message.contains(inner), "{code:?} {message}");
+    }
 }
 
 /// Sends `bytes`, says that nothing follows, and gives what comes back until the other side hangs up.
@@ -318,7 +351,8 @@ async fn tls(
 }
 
 async fn assert_serves(world: &World) {
-    assert!(within(ANSWER_MAX, "health", is_healthy(&world.server)).await.unwrap());
+    let told = within(ANSWER_MAX, "GetStatus", status(&world.server)).await.unwrap();
+    assert_eq!(told.state(), State::Serving, "{}", told.message);
 }
 
 /// Server and driver still do their main work, and neither panicked on the way.

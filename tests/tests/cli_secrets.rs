@@ -124,6 +124,20 @@ async fn versions_are_listed_rolled_back_hidden_and_destroyed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_longest_path_works_everywhere() {
+    let installation = Installation::with_payments().await;
+    let cli = &installation.cli;
+    cli.write("value", "deep");
+    let folder = format!("payments/{}", ["x".repeat(128).as_str(); 6].join("/"));
+    let path = format!("{folder}/{}", "y".repeat(128));
+    cli.ok(&format!("secret put {path} --from-file password=value"));
+    assert_eq!(cli.ok(&format!("secret get {path} --field password")), "deep");
+    assert!(cli.ok(&format!("secret list {folder}")).contains(&path));
+    assert!(cli.ok(&format!("audit list --path {path} --operation secret.put")).contains(&path));
+    assert_eq!(cli.run(&format!("secret get {path}/z")).code, 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_input_is_refused_without_repeating_values() {
     let installation = Installation::with_payments().await;
     let cli = &installation.cli;

@@ -9,7 +9,7 @@ use std::{
 use keyfold::{client::Client, dev::kubelet::Pod};
 use keyfold_proto::keyfold::v1::{Field, GetSecretRequest, IssueSecretsResponse, PutSecretRequest, State};
 use keyfold_tests::{
-    PAYMENTS_SECRETS, World,
+    PAYMENTS_SECRETS, Search, World,
     faults::{Frozen, Gate, is_healthy, status, until, within},
 };
 use serde_json::Value;
@@ -20,6 +20,8 @@ use tonic::{Code, Status};
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How long a call may take while Postgres keeps its connections and is silent on them.
 const SILENT_MAX: Duration = Duration::from_secs(15);
+/// How every value that is written under load begins.
+const PLANTED: &str = "planted-under-load";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_starts_without_postgres_says_so_and_serves_as_soon_as_it_is_there() {
@@ -99,6 +101,11 @@ async fn postgres_killed_under_load_loses_no_entry_and_no_acknowledged_write() {
     acknowledged.assert_each_issue_has_its_entry(&world);
     acknowledged.assert_each_put_is_readable(&world).await;
     assert_no_panic(&world);
+    // Whatever the crashes left half written, no value lies there in clear: logs, heap, indexes and WAL.
+    let search = Search::of([("a value", PLANTED.as_bytes())]);
+    assert_eq!(search.found_below(world.folder.path(), &[]), Vec::<String>::new());
+    let data = world.postgres().data_dir();
+    assert_eq!(search.found_below(&data, &[]), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -316,7 +323,7 @@ fn start_load(world: &World, round: u64, acknowledged: &Arc<Acknowledged>) -> Jo
             let path =
                 if caller % 2 == 0 { "payments/db".to_owned() } else { format!("payments/own-{caller}") };
             for call in 0.. {
-                let value = format!("{round}-{caller}-{call}");
+                let value = format!("{PLANTED}-{round}-{caller}-{call}");
                 match put(&operator, &path, &value).await {
                     Ok(version) => written.puts.lock().unwrap().push((path.clone(), version, value)),
                     Err(status) => return status,

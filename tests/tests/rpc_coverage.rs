@@ -237,77 +237,107 @@ async fn every_rpc_refuses_and_writes_down() {
     }
 }
 
+/// The credentials of a world, and the RPC that they are tried on.
+struct Attempts<'a> {
+    world: &'a World,
+    row: &'a Row,
+    administrator: String,
+    pod: String,
+    driver: String,
+}
+
 fn cases(world: &World, row: &Row) -> Vec<Case> {
     let administrator = std::fs::read_to_string(world.server.setup().admin_token_file()).expect("a token");
     let pod = world.token(&world.pod("payments", "api", "api-0")).jwt.to_string();
-    let driver = world.driver_token();
-    let bad = || Some("kfa_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".to_owned());
-    let case = |what, bearer, code, reason, actor| Case {
-        what,
-        bearer,
-        request: (row.request)(world),
-        code,
-        reason,
-        actor,
-    };
-    let operator = "initial-administrator";
+    let attempts = Attempts { world, row, administrator, pod, driver: world.driver_token() };
     match row.gate {
-        Operator => {
-            let refused =
-                |what, bearer| case(what, bearer, Code::Unauthenticated, Some("operator-token"), "unknown");
-            vec![
-                refused("without a token", None),
-                refused("with a bad token", bad()),
-                refused("with a pod's token", Some(pod)),
-                refused("with the driver's token", Some(driver)),
-                case("as the administrator", Some(administrator), Code::Ok, None, operator),
-            ]
-        }
-        DriverAndPod => {
-            let malformed =
-                |what, bearer| case(what, bearer, Code::Unauthenticated, Some("token-malformed"), "unknown");
-            let without_pod = Case {
-                request: issue_request(""),
-                ..malformed("without a pod's token", Some(driver.clone()))
-            };
-            let api = "system:serviceaccount:payments:api";
-            vec![
-                malformed("without the driver's token", None),
-                malformed("with a bad token", bad()),
-                malformed("as the administrator", Some(administrator)),
-                case(
-                    "with a pod's token",
-                    Some(pod),
-                    Code::PermissionDenied,
-                    Some("not-a-driver"),
-                    "unknown",
-                ),
-                without_pod,
-                case("as the driver", Some(driver), Code::Ok, None, api),
-            ]
-        }
-        BootstrapToken => {
-            let refused = |what, bearer, bootstrap: &str| Case {
-                request: encode(v1::InitializeRequest { bootstrap_token: bootstrap.into() }),
-                ..case(what, bearer, Code::PermissionDenied, Some("bootstrap-token"), "unknown")
-            };
-            let done = Some("already-initialized");
-            vec![
-                refused("without a token", None, ""),
-                refused("with a bad token", None, "AAAA"),
-                refused("with a pod's token", Some(pod.clone()), &pod),
-                refused("as the administrator", Some(administrator.clone()), &administrator),
-                case("a second time", Some(administrator), Code::FailedPrecondition, done, "unknown"),
-            ]
-        }
-        Anyone { .. } => vec![
-            case("without a token", None, Code::Ok, None, ""),
-            case("with a bad token", bad(), Code::Unauthenticated, None, ""),
-            case("with a pod's token", Some(pod), Code::Unauthenticated, None, ""),
-            case("as the administrator", Some(administrator), Code::Ok, None, ""),
-        ],
+        Operator => attempts.of_operators(),
+        DriverAndPod => attempts.of_drivers(),
+        BootstrapToken => attempts.of_bootstrap_tokens(),
+        Anyone { .. } => attempts.of_anyone(),
     }
 }
+
+impl Attempts<'_> {
+    fn of_operators(&self) -> Vec<Case> {
+        let refused =
+            |what, bearer| self.case(what, bearer, Code::Unauthenticated, Some("operator-token"), "unknown");
+        vec![
+            refused("without a token", None),
+            refused("with a bad token", Some(BAD)),
+            refused("with a pod's token", Some(&self.pod)),
+            refused("with the driver's token", Some(&self.driver)),
+            self.case(
+                "as the administrator",
+                Some(&self.administrator),
+                Code::Ok,
+                None,
+                "initial-administrator",
+            ),
+        ]
+    }
+
+    fn of_drivers(&self) -> Vec<Case> {
+        let malformed =
+            |what, bearer| self.case(what, bearer, Code::Unauthenticated, Some("token-malformed"), "unknown");
+        let without_pod = malformed("without a pod's token", Some(&self.driver));
+        let foreign = Some("not-a-driver");
+        vec![
+            malformed("without the driver's token", None),
+            malformed("with a bad token", Some(BAD)),
+            malformed("as the administrator", Some(&self.administrator)),
+            self.case("with a pod's token", Some(&self.pod), Code::PermissionDenied, foreign, "unknown"),
+            Case { request: issue_request(""), ..without_pod },
+            self.case(
+                "as the driver",
+                Some(&self.driver),
+                Code::Ok,
+                None,
+                "system:serviceaccount:payments:api",
+            ),
+        ]
+    }
+
+    fn of_bootstrap_tokens(&self) -> Vec<Case> {
+        let refused = |what, bearer, bootstrap: &str| Case {
+            request: encode(v1::InitializeRequest { bootstrap_token: bootstrap.into() }),
+            ..self.case(what, bearer, Code::PermissionDenied, Some("bootstrap-token"), "unknown")
+        };
+        let (administrator, done) = (Some(self.administrator.as_str()), Some("already-initialized"));
+        vec![
+            refused("without a token", None, ""),
+            refused("with a bad token", None, BAD),
+            refused("with a pod's token", Some(&self.pod), &self.pod),
+            refused("as the administrator", administrator, &self.administrator),
+            self.case("a second time", administrator, Code::FailedPrecondition, done, "unknown"),
+        ]
+    }
+
+    fn of_anyone(&self) -> Vec<Case> {
+        let case = |what, bearer, code| self.case(what, bearer, code, None, "");
+        vec![
+            case("without a token", None, Code::Ok),
+            case("with a bad token", Some(BAD), Code::Unauthenticated),
+            case("with a pod's token", Some(&self.pod), Code::Unauthenticated),
+            case("as the administrator", Some(&self.administrator), Code::Ok),
+        ]
+    }
+
+    fn case(
+        &self,
+        what: &'static str,
+        bearer: Option<&str>,
+        code: Code,
+        reason: Option<&'static str>,
+        actor: &'static str,
+    ) -> Case {
+        let (bearer, request) = (bearer.map(str::to_owned), (self.row.request)(self.world));
+        Case { what, bearer, request, code, reason, actor }
+    }
+}
+
+/// As long as a token of an administrator, and nobody's.
+const BAD: &str = "kfa_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 fn entries_from(database: &Database, index: u64) -> Vec<Value> {
     let sql = "SELECT convert_from(entry, 'UTF8') FROM audit_entries WHERE index >=";
