@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -18,7 +19,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 
 use super::{
-    files::{private_folder, remove_if_there, write_private, write_yaml},
+    files::{private_folder, write_private, write_yaml},
     kubelet::{Kubelet, registration_socket},
     process::{Process, guarded, guarded_in_user_namespace},
     server,
@@ -213,11 +214,9 @@ impl Driver {
 async fn start_process(setup: &Setup) -> Result<(Process, Kubelet), Failure> {
     let kubelet = Kubelet::new(&setup.kubelet_dir, NODE);
     let registration = registration_socket(&setup.kubelet_dir);
-    // One that a killed driver left would pass for the new one's.
-    remove_if_there(&registration)
-        .map_err(|error| Failure::io(format!("cannot remove {}", registration.display()), &error))?;
     let mut process = setup.launch()?;
-    let is_ready = async || kubelet.is_driver_ready().await && registration.exists();
+    // The socket's file alone says nothing: a killed driver may have left it, or the new one not listen yet.
+    let is_ready = async || kubelet.is_driver_ready().await && UnixStream::connect(&registration).is_ok();
     process.ready(PATIENCE, is_ready).await?;
     kubelet.register().await?;
     Ok((process, kubelet))
