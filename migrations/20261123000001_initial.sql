@@ -195,7 +195,25 @@ END
 $$;
 CREATE TRIGGER audit_entries_only_grow BEFORE UPDATE OR DELETE ON audit_entries
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
+-- Partitions do not inherit statement triggers.
 CREATE TRIGGER audit_entries_never_emptied BEFORE TRUNCATE ON audit_entries
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER audit_entries_never_emptied BEFORE TRUNCATE ON audit_entries_0
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER audit_entries_never_emptied BEFORE TRUNCATE ON audit_entries_default
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+CREATE FUNCTION refuse_shrinking() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP <> 'UPDATE' OR NEW.size < OLD.size THEN
+        RAISE EXCEPTION 'the audit log only grows';
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER audit_head_only_grows BEFORE UPDATE OR DELETE ON audit_head
+    FOR EACH ROW EXECUTE FUNCTION refuse_shrinking();
+CREATE TRIGGER audit_head_never_emptied BEFORE TRUNCATE ON audit_head
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
 -- A replica that has not yet heard of a key's turn must not write under the old key.

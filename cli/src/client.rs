@@ -33,7 +33,8 @@ use crate::{
 /// Longest token that is read. Kubernetes' projected tokens and those of OIDC providers have 1 to 4 KiB.
 const TOKEN_LEN_MAX: u64 = 64 * 1024;
 
-/// Largest answer that is taken: a full page of the audit log with entries of several KiB.
+/// Largest answer that is taken: several thousand issuers with a CA bundle each. A page of the audit log is far
+/// smaller.
 const ANSWER_LEN_MAX: usize = 32 * 1024 * 1024;
 
 const NO_CLIENT: &str = "cannot call the server";
@@ -115,11 +116,13 @@ impl Client {
     /// Secrets.
     pub fn secrets(&self) -> SecretServiceClient<Authorised> {
         SecretServiceClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+            .max_decoding_message_size(ANSWER_LEN_MAX)
     }
 
     /// Key-encryption keys.
     pub fn keys(&self) -> KeyServiceClient<Authorised> {
         KeyServiceClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+            .max_decoding_message_size(ANSWER_LEN_MAX)
     }
 
     /// The audit log.

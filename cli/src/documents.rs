@@ -14,7 +14,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use serde_saphyr::UserMessageFormatter;
 
-use crate::exit::{Failure, io_reason};
+use crate::{
+    args::Format,
+    exit::{Failure, io_reason},
+    output,
+};
 
 /// Largest file that is read. 256 objects with a CA bundle each stay far below it.
 const FILE_LEN_MAX: u64 = 8 * 1024 * 1024;
@@ -153,11 +157,14 @@ pub fn read(paths: &[PathBuf], stdin: &mut dyn Read) -> Result<Vec<Document>, Fa
 /// # Errors
 /// When a document cannot be written as YAML.
 pub fn to_yaml<'a>(documents: impl IntoIterator<Item = &'a Document>) -> Result<String, Failure> {
-    let texts: Result<Vec<String>, _> = documents.into_iter().map(serde_saphyr::to_string).collect();
-    let texts = texts.map_err(|error| {
-        Failure::new(crate::exit::Exit::Internal, "cannot print the objects as YAML", error.to_string())
-    })?;
-    Ok(texts.join("---\n"))
+    let mut yaml = String::new();
+    for document in documents {
+        if !yaml.is_empty() {
+            yaml.push_str("---\n");
+        }
+        yaml.push_str(&output::encode(Format::Yaml, document, 0)?);
+    }
+    Ok(yaml)
 }
 
 /// Each document of a text with its place, such as `roles.yaml, document 2`. Empty documents do not count.
@@ -236,7 +243,8 @@ fn read_text(from: impl Read, file: &Path) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|_| wrong(&title(file), "it is not UTF-8 text"))
 }
 
-fn title(file: &Path) -> String {
+/// How messages call a file.
+pub(crate) fn title(file: &Path) -> String {
     if file == Path::new("-") { "standard input".into() } else { file.display().to_string() }
 }
 

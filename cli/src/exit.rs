@@ -4,6 +4,8 @@ use std::{io, io::Write as _, process::ExitCode};
 
 use tonic::{Code, Status};
 
+use crate::terminal::one_line;
+
 /// The process's exit codes, as `keyfold --help` documents them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -49,7 +51,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// A failed command. Its `Display` form is one line without control characters: what failed, why, what to do.
+/// A failed command. Its `Display` form is one line that cannot steer a terminal: what failed, why, what to do.
 #[derive(Debug)]
 pub struct Failure {
     exit: Exit,
@@ -121,13 +123,6 @@ impl std::fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
-
-/// `text` with every run of control characters (line breaks, escape sequences) as one space: what a server, a
-/// file or an audit entry says must not steer the terminal.
-pub fn one_line(text: &str) -> String {
-    let pieces: Vec<&str> = text.split(char::is_control).filter(|piece| !piece.trim().is_empty()).collect();
-    pieces.join(" ")
-}
 
 /// The system's message without Rust's `(os error 2)`, which tells an operator nothing more.
 pub fn io_reason(error: &io::Error) -> String {

@@ -7,3 +7,4 @@ pub mod dev;
 pub mod documents;
 pub mod exit;
 pub mod output;
+pub mod terminal;

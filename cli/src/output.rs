@@ -13,7 +13,8 @@ use zeroize::Zeroizing;
 
 use crate::{
     args::Format,
-    exit::{Exit, Failure, one_line},
+    exit::{Exit, Failure},
+    terminal::{Notation, escaped, is_plain, one_line},
 };
 
 /// Prints `view` in the wanted form; `table` draws it for people.
@@ -26,7 +27,7 @@ pub fn print<V: Serialize>(
     table: impl FnOnce(&V) -> String,
 ) -> Result<(), Failure> {
     match format {
-        Format::Table => write(table(view).as_bytes()),
+        Format::Table => text(&table(view)),
         Format::Json | Format::Yaml => encoded(format, view),
     }
 }
@@ -36,7 +37,7 @@ pub fn print<V: Serialize>(
 /// # Errors
 /// When stdout cannot be written.
 pub fn encoded<V: Serialize>(format: Format, view: &V) -> Result<(), Failure> {
-    write(&encode(format, view, 0)?)
+    write(encode(format, view, 0)?.as_bytes())
 }
 
 /// Like `print` for what holds secret values: always machine-readable, and wiped from memory once written.
@@ -48,7 +49,15 @@ pub fn encoded<V: Serialize>(format: Format, view: &V) -> Result<(), Failure> {
 /// When stdout cannot be written.
 pub fn print_secret<V: Serialize>(format: Format, view: &V, len: usize) -> Result<(), Failure> {
     // The most that either form makes of a byte is six: \u001f in JSON. The rest is punctuation.
-    write(&encode(format, view, len * 6 + 64 * 1024)?)
+    write(encode(format, view, len * 6 + 64 * 1024)?.as_bytes())
+}
+
+/// Writes lines for people: none of them can steer the terminal.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub fn text(lines: &str) -> Result<(), Failure> {
+    write(plain(lines).as_bytes())
 }
 
 /// Writes bytes to stdout as they are, past the standard library's buffer, which would keep a copy. A reader
@@ -57,12 +66,19 @@ pub fn print_secret<V: Serialize>(format: Format, view: &V, len: usize) -> Resul
 /// # Errors
 /// When stdout cannot be written.
 pub fn write(bytes: &[u8]) -> Result<(), Failure> {
+    offer(bytes).map(drop)
+}
+
+/// Like `write`; says whether somebody still reads, and so whether more is worth fetching.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub fn offer(bytes: &[u8]) -> Result<bool, Failure> {
     let written = io::stdout().as_fd().try_clone_to_owned().and_then(|fd| File::from(fd).write_all(bytes));
     match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::io("cannot write to standard output", &error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::io("cannot write to standard output", &error)),
     }
 }
 
@@ -109,19 +125,34 @@ pub fn numbers(numbers: &[u32]) -> String {
     numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn encode<V: Serialize>(format: Format, view: &V, capacity: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
-    let encoded = match format {
-        Format::Yaml => serde_saphyr::to_io_writer(&mut *bytes, view).map_err(|error| error.to_string()),
-        Format::Table | Format::Json => {
-            serde_json::to_writer_pretty(&mut *bytes, view).map_err(|error| error.to_string())
+/// `view` as text that ends with a line break and cannot steer a terminal: what would is escaped, so that it loads
+/// as it was. The text and what it is made from are in buffers of `capacity` bytes at least.
+///
+/// # Errors
+/// When the format has no form for the view.
+pub fn encode<V: Serialize>(format: Format, view: &V, capacity: usize) -> Result<Zeroizing<String>, Failure> {
+    if format == Format::Yaml {
+        let mut yaml = Zeroizing::new(String::with_capacity(capacity));
+        serde_saphyr::to_fmt_writer(&mut *yaml, view).map_err(|error| unprintable(&error))?;
+        if is_plain(&yaml) {
+            return Ok(yaml);
         }
-    };
-    encoded.map_err(|error| Failure::new(Exit::Internal, "cannot print the result", error))?;
-    if !bytes.ends_with(b"\n") {
-        bytes.push(b'\n');
     }
-    Ok(bytes)
+    let mut json = Zeroizing::new(Vec::with_capacity(capacity));
+    serde_json::to_writer_pretty(&mut *json, view).map_err(|error| unprintable(&error))?;
+    json.push(b'\n');
+    let json = std::str::from_utf8(&json).map_err(|error| unprintable(&error))?;
+    // Most forms of YAML's strings know no escapes; JSON, which is YAML too, has one form that does.
+    Ok(escaped(json, if format == Format::Yaml { Notation::Yaml } else { Notation::Json }))
+}
+
+/// Each line without what could steer the terminal.
+fn plain(lines: &str) -> String {
+    lines.lines().map(|line| one_line(line) + "\n").collect()
+}
+
+fn unprintable(error: &dyn std::error::Error) -> Failure {
+    Failure::new(Exit::Internal, "cannot print the result", error.to_string())
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
 //! Audit entries: who did what, when, from where, and how it ended. A closed set of operations; never a value, a token
 //! or a key. An entry is hashed and stored as the exact bytes that `to_bytes` gives.
 
+use std::{io, net::IpAddr};
+
 use ring::digest;
 use serde::Serialize;
+use serde_json::ser::Formatter;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
@@ -15,14 +18,35 @@ use crate::{
 /// The format version that `v` states.
 const VERSION: u8 = 1;
 
+/// Items that the entry of a caller who proves nothing keeps.
+const UNKNOWN_ITEMS_MAX: usize = 4;
+
+/// What an entry states, but for the time and how it ended: filled in as it becomes known.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// Joins the entries of one call.
+    pub request_id: Uuid,
+    /// The network address that the call came from.
+    pub from: Option<IpAddr>,
+    /// Who.
+    pub actor: Actor,
+    /// The CSI driver that presented a pod's token, once its own is verified.
+    pub driver: Option<Box<PodActor>>,
+    /// What.
+    pub operation: Operation,
+}
+
 /// One entry.
 #[derive(Debug, Clone, Serialize)]
 pub struct Entry {
     v: u8,
     at: String,
     request_id: Uuid,
+    from: Option<IpAddr>,
     /// Who.
     pub actor: Actor,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    driver: Option<Box<PodActor>>,
     /// What.
     pub operation: Operation,
     /// How it ended.
@@ -30,25 +54,45 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// An entry of this moment. Its time is cut to whole microseconds, as Postgres keeps them; a
-    /// refusal's message is cut as the caller's is.
-    pub fn new(
-        at: OffsetDateTime,
-        request_id: Uuid,
-        actor: Actor,
-        operation: Operation,
-        outcome: Outcome,
-    ) -> Self {
+    /// An entry of this moment. Its time is cut to whole microseconds, as Postgres keeps them. Of callers who prove
+    /// nothing it keeps the first few items only, so that they cannot write much.
+    pub fn new(at: OffsetDateTime, record: Record, outcome: Outcome) -> Self {
         let micros = at.nanosecond() / 1_000 * 1_000;
         let at = at.replace_nanosecond(micros).unwrap_or(at);
         let at = at.format(&Rfc3339).unwrap_or_default();
-        Self { v: VERSION, at, request_id, actor, operation, outcome: outcome.bounded() }
+        let Record { request_id, from, actor, driver, mut operation } = record;
+        if matches!(actor, Actor::Unknown { .. }) {
+            operation.keep_items(UNKNOWN_ITEMS_MAX);
+        }
+        Self { v: VERSION, at, request_id, from, actor, driver, operation, outcome }
     }
 
-    /// The entry's exact bytes: one JSON object on one line.
+    /// The entry's exact bytes: one JSON object on one line, in ASCII, so that no text in it can steer a terminal.
     pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(512);
+        let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, AsciiFormatter);
         // Strings, numbers and maps with string keys only: JSON can hold every entry.
-        serde_json::to_vec(self).unwrap_or_default()
+        let _ = self.serialize(&mut serializer);
+        bytes
+    }
+}
+
+/// Escapes whatever is not printable ASCII.
+struct AsciiFormatter;
+
+impl Formatter for AsciiFormatter {
+    fn write_string_fragment<W: io::Write + ?Sized>(&mut self, writer: &mut W, text: &str) -> io::Result<()> {
+        for character in text.chars() {
+            match character {
+                ' '..='~' => writer.write_all(&[character as u8])?,
+                _ => {
+                    for unit in character.encode_utf16(&mut [0; 2]) {
+                        write!(writer, "\\u{unit:04x}")?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -92,10 +136,9 @@ pub struct PodActor {
     credential_id: Option<String>,
 }
 
-impl Actor {
-    /// A verified pod.
-    pub fn pod(identity: &WorkloadIdentity) -> Self {
-        Self::Pod(Box::new(PodActor {
+impl From<&WorkloadIdentity> for PodActor {
+    fn from(identity: &WorkloadIdentity) -> Self {
+        Self {
             name: identity.subject.clone(),
             issuer: identity.issuer.to_string(),
             namespace: identity.namespace.clone(),
@@ -103,7 +146,14 @@ impl Actor {
             pod: identity.pod.clone(),
             node: identity.node.clone(),
             credential_id: identity.credential_id.clone(),
-        }))
+        }
+    }
+}
+
+impl Actor {
+    /// A verified pod.
+    pub fn pod(identity: &WorkloadIdentity) -> Self {
+        Self::Pod(Box::new(identity.into()))
     }
 
     /// Nobody that could be verified.
@@ -133,23 +183,27 @@ pub enum Outcome {
         reason: String,
         /// What the caller was told.
         message: String,
+        /// Equal refusals of callers who prove nothing that have no entry of their own: a flood is folded into one.
+        #[serde(skip_serializing_if = "is_zero")]
+        folded: u64,
     },
 }
 
 impl Outcome {
-    fn bounded(self) -> Self {
-        match self {
-            Self::Refused { reason, message } => {
-                Self::Refused { reason, message: cut(&message, MESSAGE_BYTES_MAX) }
-            }
-            Self::Allowed => Self::Allowed,
-        }
+    /// A refusal that stands for itself alone. The message is cut as the caller's is.
+    pub fn refused(reason: &str, message: &str) -> Self {
+        Self::Refused { reason: reason.to_owned(), message: cut(message, MESSAGE_BYTES_MAX), folded: 0 }
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl From<&Refusal> for Outcome {
     fn from(refusal: &Refusal) -> Self {
-        Self::Refused { reason: refusal.code().to_owned(), message: refusal.to_string() }
+        Self::refused(refusal.code(), &refusal.to_string())
     }
 }
 
@@ -219,6 +273,8 @@ pub enum Operation {
     AuditList {},
     #[serde(rename = "system.initialize")]
     SystemInitialize {},
+    #[serde(rename = "system.status")]
+    SystemStatus {},
 }
 
 impl Operation {
@@ -243,6 +299,19 @@ impl Operation {
             Self::KeyRewrap { .. } => "key.rewrap",
             Self::AuditList {} => "audit.list",
             Self::SystemInitialize {} => "system.initialize",
+            Self::SystemStatus {} => "system.status",
+        }
+    }
+
+    /// Keeps the first `max` of a list of items.
+    fn keep_items(&mut self, max: usize) {
+        match self {
+            Self::SecretIssue { items, .. } => items.truncate(max),
+            Self::ConfigApply { objects, .. } => objects.truncate(max),
+            Self::SecretDelete { versions, .. }
+            | Self::SecretUndelete { versions, .. }
+            | Self::SecretDestroy { versions, .. } => versions.truncate(max),
+            _ => {}
         }
     }
 
@@ -272,23 +341,28 @@ mod tests {
     fn entry(outcome: Outcome) -> Entry {
         let item =
             IssuedItem { path: "payments/db".into(), version: Some(3), rule: Some("payments/*".into()) };
-        Entry::new(
-            datetime!(2026-11-23 05:40:54.123456789 UTC),
-            Uuid::nil(),
-            Actor::pod(&identity("payments", "api")),
-            Operation::SecretIssue { role: Some("payments-api".into()), items: vec![item] },
-            outcome,
-        )
+        let record = Record {
+            request_id: Uuid::nil(),
+            from: Some(IpAddr::from([10, 0, 0, 7])),
+            actor: Actor::pod(&identity("payments", "api")),
+            driver: Some(Box::new((&identity("keyfold-system", "keyfold-csi")).into())),
+            operation: Operation::SecretIssue { role: Some("payments-api".into()), items: vec![item] },
+        };
+        Entry::new(datetime!(2026-11-23 05:40:54.123456789 UTC), record, outcome)
     }
 
     #[test]
     fn the_bytes_of_an_entry_are_frozen() {
         let expected = concat!(
             r#"{"v":1,"at":"2026-11-23T05:40:54.123456Z","request_id":"00000000-0000-0000-0000-000000000000","#,
+            r#""from":"10.0.0.7","#,
             r#""actor":{"kind":"pod","name":"system:serviceaccount:payments:api","issuer":"prod","#,
             r#""namespace":"payments","service_account":{"name":"api","uid":"uid-of-api"},"#,
             r#""pod":{"name":"api-0","uid":"uid-of-api-0"},"node":{"name":"vm","uid":"uid-of-vm"},"#,
-            r#""credential_id":null},"operation":{"name":"secret.issue","role":"payments-api","#,
+            r#""credential_id":null},"driver":{"name":"system:serviceaccount:keyfold-system:keyfold-csi","#,
+            r#""issuer":"prod","namespace":"keyfold-system","service_account":{"name":"keyfold-csi","#,
+            r#""uid":"uid-of-keyfold-csi"},"pod":{"name":"api-0","uid":"uid-of-api-0"},"#,
+            r#""node":{"name":"vm","uid":"uid-of-vm"},"credential_id":null},"operation":{"name":"secret.issue","role":"payments-api","#,
             r#""items":[{"path":"payments/db","version":3,"rule":"payments/*"}]},"outcome":{"result":"allowed"}}"#
         );
         assert_eq!(String::from_utf8(entry(Outcome::Allowed).to_bytes()).unwrap(), expected);
@@ -296,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_refusals_message_is_cut_as_the_callers_is() {
-        let outcome = Outcome::Refused { reason: "not-granted".into(), message: "x".repeat(1 << 20) };
+        let outcome = Outcome::refused("not-granted", &"x".repeat(1 << 20));
         let Outcome::Refused { message, .. } = entry(outcome).outcome else { panic!("refused") };
         assert_eq!(message, cut(&"x".repeat(1 << 20), MESSAGE_BYTES_MAX));
     }
@@ -315,5 +389,26 @@ mod tests {
         assert_eq!(json["operation"]["name"], entry.operation.name());
         assert_eq!(json["actor"]["name"], entry.actor.name());
         assert_eq!(json["outcome"]["reason"], "role-missing");
+    }
+
+    #[test]
+    fn no_text_in_an_entry_can_steer_a_terminal() {
+        let mut hostile = entry(Outcome::Allowed);
+        let text = "a\u{1b}[2J\u{9b}2J\u{202e}\u{7f}\"\\\u{1f600}ä\n";
+        hostile.operation = Operation::SecretList { prefix: text.into() };
+        let bytes = hostile.to_bytes();
+        assert!(bytes.iter().all(|byte| (b' '..=b'~').contains(byte)));
+        let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(json["operation"]["prefix"], text);
+    }
+
+    #[test]
+    fn who_proves_nothing_writes_little() {
+        let item = |n: usize| IssuedItem { path: format!("a/{n}"), version: None, rule: None };
+        let operation = Operation::SecretIssue { role: None, items: (0..64).map(item).collect() };
+        let record =
+            Record { request_id: Uuid::nil(), from: None, actor: Actor::unknown(), driver: None, operation };
+        let entry = Entry::new(datetime!(2026-11-23 05:40:54 UTC), record, Outcome::Allowed);
+        assert_eq!(entry.operation.paths().len(), UNKNOWN_ITEMS_MAX);
     }
 }

@@ -31,13 +31,11 @@ pub fn select_role<'a>(
 ) -> Result<&'a AppRole, Refusal> {
     let mut bound = roles.iter().filter(|role| role.spec.bind.iter().any(|binding| binds(binding, identity)));
     match named {
-        Some(name) => bound
-            .find(|role| role.name.as_str() == name)
-            .ok_or_else(|| Refusal::RoleNotBound {
-                role: crate::name::shortened(name),
-                subject: identity.subject.clone(),
-                issuer: identity.issuer.clone(),
-            }),
+        Some(name) => bound.find(|role| role.name.as_str() == name).ok_or_else(|| Refusal::RoleNotBound {
+            role: crate::name::shortened(name),
+            subject: identity.subject.clone(),
+            issuer: identity.issuer.clone(),
+        }),
         None => match (bound.next(), bound.next()) {
             (Some(only), None) => Ok(only),
             _ => Err(Refusal::RoleMissing),

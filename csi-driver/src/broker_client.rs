@@ -17,6 +17,8 @@ use tonic::{
 };
 use zeroize::Zeroizing;
 
+use crate::foreign_text::escaped;
+
 /// Largest reply. 64 secrets of a few KiB are usual; the server limits one secret to 512 KiB.
 const REPLY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Longest single attempt. Issuing takes milliseconds; with 100 s of waiting it stays below kubelet's two minutes.
@@ -45,7 +47,7 @@ pub enum BrokerError {
         reason: &'static str,
     },
     /// The server answered with a refusal; its message is meant for the pod's author.
-    #[error("{}", .0.message())]
+    #[error("{}", escaped(.0.message()))]
     Refused(Status),
     /// The server did not answer, or only that it cannot serve now.
     #[error("the Keyfold server is away (tried for {} s): {reason}", .waited.as_secs())]
@@ -122,8 +124,9 @@ impl BrokerClient {
     }
 }
 
-/// Whether trying again is pointless. The server says RESOURCE_EXHAUSTED when it has too much to do, and CANCELLED when
-/// a call took too long. A status with a source was made on this side of a broken connection.
+/// Whether trying again is pointless. The server says RESOURCE_EXHAUSTED when it has too much to do, and
+/// DEADLINE_EXCEEDED or CANCELLED when a call took too long. A status with a source was made on this side of a broken
+/// connection.
 fn is_final(status: &Status) -> bool {
     let away = matches!(
         status.code(),
@@ -146,7 +149,7 @@ fn reason(status: &Status) -> String {
         tracing::warn!(?status, "the Keyfold server cannot be reached");
         return "it cannot be reached".into();
     }
-    status.message().to_owned()
+    escaped(status.message())
 }
 
 /// A random part of `pause_max`, so that a node's volumes do not all ask at the same moment ("full jitter").
@@ -156,5 +159,31 @@ fn jittered(pause_max: Duration) -> Duration {
     match SystemEntropy.fill(&mut random) {
         Ok(()) => pause_max.mul_f64(f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX)),
         Err(_) => pause_max,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_driver_waits_for_a_server_that_is_away_or_busy_and_for_nothing_else() {
+        let retried = (1..=16).map(Code::from_i32).filter(|code| !is_final(&Status::new(*code, "")));
+        let away = [
+            Code::Cancelled,
+            Code::DeadlineExceeded,
+            Code::ResourceExhausted,
+            Code::Aborted,
+            Code::Unavailable,
+        ];
+        assert_eq!(retried.collect::<Vec<_>>(), away);
+    }
+
+    #[test]
+    fn a_broken_connection_is_no_answer_whatever_its_code_and_its_cause_is_not_shown() {
+        let broken = Status::from_error(std::io::Error::other("tcp connect error: 10.0.0.1").into());
+        assert!(!is_final(&broken));
+        assert_eq!(reason(&broken), "it cannot be reached");
+        assert_eq!(reason(&Status::unavailable("sealed\u{1b}[2J")), "sealed\\u{1b}[2J");
     }
 }

@@ -6,6 +6,8 @@ use std::fmt;
 const COMPONENT_BYTES_MAX: usize = 255;
 /// Longest path in bytes; far below Linux' `PATH_MAX`, so that it stays usable below any mount point.
 const PATH_BYTES_MAX: usize = 1024;
+/// Most components of a path that is parsed. Each is a folder, which takes kernel memory that no tmpfs size limits.
+const COMPONENTS_MAX: usize = 16;
 
 /// A file's path relative to the volume's root, such as `db/username`.
 ///
@@ -25,8 +27,8 @@ pub enum FilePathError {
     /// A component is `.`, `..`, or begins with `..`, which is how the volume's own entries begin.
     #[error("no part of it may be '.' or begin with '..'")]
     Dots,
-    /// A component or the whole is too long.
-    #[error("a part is longer than 255 bytes, or the whole longer than 1024")]
+    /// A component or the whole is too long, or there are too many.
+    #[error("a part is longer than 255 bytes, or the whole longer than 1024 bytes or 16 parts")]
     TooLong,
     /// Holds NUL, a line break or another control character.
     #[error("it holds a control character")]
@@ -45,7 +47,7 @@ impl FilePath {
         if text.starts_with('/') {
             return Err(FilePathError::Absolute);
         }
-        if text.len() > PATH_BYTES_MAX {
+        if text.len() > PATH_BYTES_MAX || text.split('/').count() > COMPONENTS_MAX {
             return Err(FilePathError::TooLong);
         }
         text.split('/').map(component).collect::<Result<_, _>>().map(Self)

@@ -7,6 +7,7 @@ pub mod config;
 pub mod file_path;
 pub mod file_set;
 pub mod folder;
+pub mod foreign_text;
 pub mod identity;
 pub mod log;
 pub mod mount;

@@ -26,7 +26,7 @@ use crate::{
     volume::TargetPath,
 };
 
-/// Shown as the mount's source in mountinfo and `findmnt`.
+/// The mount's source in mountinfo and `findmnt`, which tells this driver's mounts from those of others.
 const SOURCE: &str = "keyfold";
 
 /// Why something could not be mounted or unmounted.
@@ -38,9 +38,9 @@ pub enum MountError {
     /// The kernel refused to mount.
     #[error("the driver may not mount: it needs CAP_SYS_ADMIN in its mount namespace")]
     NotPermitted,
-    /// Something that is not a tmpfs is mounted at the target.
-    #[error("a file system of type {0:?} is mounted at the target, which is not Keyfold's")]
-    Foreign(String),
+    /// Something that is not a tmpfs of this driver's is mounted at the target: its type, and its source.
+    #[error("a file system of type {0:?} from {1:?} is mounted at the target, which is not Keyfold's")]
+    Foreign(String, String),
     /// Symbolic links lead the target out of kubelet's folder, or its last part is one.
     #[error("a symbolic link leads the target path out of kubelet's pods folder")]
     Outside,
@@ -91,17 +91,14 @@ impl MountPoint {
     /// # Errors
     /// When mountinfo cannot be read, or a foreign file system is mounted.
     pub fn state(&self) -> Result<State, MountError> {
-        match self.top_mount()? {
-            None => Ok(State::Absent),
-            Some(fs_type) if fs_type != "tmpfs" => Err(MountError::Foreign(fs_type)),
-            Some(_) => {
-                let root = self.open()?;
-                let written = crate::atomic_writer::is_written(&root);
-                match written.map_err(|error| MountError::Io("reading the volume", error))? {
-                    true => Ok(State::Written),
-                    false => Ok(State::Empty),
-                }
-            }
+        if !self.is_mounted()? {
+            return Ok(State::Absent);
+        }
+        let root = self.open()?;
+        let written = crate::atomic_writer::is_written(&root);
+        match written.map_err(|error| MountError::Io("reading the volume", error))? {
+            true => Ok(State::Written),
+            false => Ok(State::Empty),
         }
     }
 
@@ -138,10 +135,7 @@ impl MountPoint {
     /// # Errors
     /// When a foreign file system is mounted, or the folder holds files.
     pub fn remove(&self) -> Result<(), MountError> {
-        while let Some(fs_type) = self.top_mount()? {
-            if fs_type != "tmpfs" {
-                return Err(MountError::Foreign(fs_type));
-            }
+        while self.is_mounted()? {
             self.unmount()?;
         }
         match fs::remove_dir(&self.0) {
@@ -165,11 +159,17 @@ impl MountPoint {
         }
     }
 
-    fn top_mount(&self) -> Result<Option<String>, MountError> {
+    /// Whether the topmost mount here is Keyfold's. An error when it is another's.
+    fn is_mounted(&self) -> Result<bool, MountError> {
         let table = fs::File::open("/proc/self/mountinfo").map(io::BufReader::new);
-        table
-            .and_then(|table| fs_type_at(table, &self.0))
-            .map_err(|error| MountError::Io("reading /proc/self/mountinfo", error))
+        let top = table
+            .and_then(|table| mount_at(table, &self.0))
+            .map_err(|error| MountError::Io("reading /proc/self/mountinfo", error))?;
+        match top {
+            None => Ok(false),
+            Some(mount) if mount.fs_type == "tmpfs" && mount.source == SOURCE => Ok(true),
+            Some(mount) => Err(MountError::Foreign(mount.fs_type, mount.source)),
+        }
     }
 
     fn create_folder(&self) -> Result<(), MountError> {
@@ -182,17 +182,23 @@ impl MountPoint {
     }
 }
 
-/// Type of the topmost file system mounted at `target`, in a table of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
-///
-/// # Errors
-/// When the table cannot be read. Lines that cannot be parsed are other people's mounts.
-pub fn fs_type_at(mountinfo: impl BufRead, target: &Path) -> io::Result<Option<String>> {
+/// A mounted file system.
+#[derive(Debug, PartialEq, Eq)]
+struct Mounted {
+    fs_type: String,
+    source: String,
+}
+
+/// The topmost file system mounted at `target`, in a table of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)). Lines that
+/// cannot be parsed are other people's mounts.
+fn mount_at(mountinfo: impl BufRead, target: &Path) -> io::Result<Option<Mounted>> {
     let mut found = None;
     for line in mountinfo.split(b'\n') {
         let Ok(line) = String::from_utf8(line?) else { continue };
         let Ok(mount) = MountInfo::from_line(&line) else { continue };
         if unescaped(&mount.mount_point) == target {
-            found = Some(mount.fs_type);
+            let source = mount.mount_source.unwrap_or_else(|| "none".to_owned());
+            found = Some(Mounted { fs_type: mount.fs_type, source });
         }
     }
     Ok(found)

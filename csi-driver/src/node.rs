@@ -1,7 +1,11 @@
 //! CSI's Node service: an adapter without logic.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
+use keyfold_core::name::cut;
 use keyfold_proto::csi::v1::{
     NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse,
     NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability, NodeUnpublishVolumeRequest,
@@ -11,8 +15,10 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::{
     broker_client::BrokerError,
+    foreign_text::escaped,
     mount::MountError,
     publish::{Publisher, VolumeError},
+    render::RenderError,
 };
 
 /// Longest message in bytes. Kubelet cuts events at 1024, and a gRPC header block has its own limit.
@@ -38,7 +44,7 @@ impl Node for NodeService {
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let published = self.publisher.publish(request.into_inner()).await;
-        published.map_err(|error| status(code(&error.error), error.to_string()))?;
+        published.map_err(|error| status(code(&error.error), &error.to_string()))?;
         Ok(Response::new(NodePublishVolumeResponse {}))
     }
 
@@ -47,7 +53,7 @@ impl Node for NodeService {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let unpublished = self.publisher.unpublish(request.into_inner()).await;
-        unpublished.map_err(|error| status(code(&error), error.to_string()))?;
+        unpublished.map_err(|error| status(code(&error), &error.to_string()))?;
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
     }
 
@@ -78,10 +84,10 @@ fn code(error: &VolumeError) -> Code {
         VolumeError::Stopping | VolumeError::Broker(BrokerError::Unavailable { .. }) => Code::Unavailable,
         VolumeError::PodToken(_) => Code::Unauthenticated,
         VolumeError::Broker(BrokerError::Refused(refusal)) => refusal_code(refusal.code()),
+        VolumeError::Full(_) | VolumeError::Render(RenderError::TooManyFiles) => Code::ResourceExhausted,
         VolumeError::Render(_)
         | VolumeError::NoParent
-        | VolumeError::Mount(MountError::Foreign(_) | MountError::Outside) => Code::FailedPrecondition,
-        VolumeError::Full(_) => Code::ResourceExhausted,
+        | VolumeError::Mount(MountError::Foreign(..) | MountError::Outside) => Code::FailedPrecondition,
         VolumeError::Broker(BrokerError::OwnToken { .. })
         | VolumeError::Mount(MountError::Io(..) | MountError::NotPermitted)
         | VolumeError::Write(_)
@@ -89,23 +95,21 @@ fn code(error: &VolumeError) -> Code {
     }
 }
 
-/// The server's code where it says something to the pod's author; the rest is a fault of the installation.
+/// The server's code where it says what to do about the secrets or the pod; the rest is a fault of the installation.
 fn refusal_code(code: Code) -> Code {
     match code {
         Code::Unauthenticated
         | Code::PermissionDenied
         | Code::InvalidArgument
         | Code::NotFound
-        | Code::FailedPrecondition => code,
+        | Code::FailedPrecondition
+        | Code::DataLoss => code,
         _ => Code::Internal,
     }
 }
 
-/// A status without details, as the CSI specification has it, and with a message that fits.
-fn status(code: Code, mut message: String) -> Status {
-    if message.len() > MESSAGE_BYTES_MAX {
-        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
-        message.push('…');
-    }
-    Status::new(code, message)
+/// A status without details, as the CSI specification has it, and with a message that fits and steers no terminal,
+/// whatever became part of it.
+fn status(code: Code, message: &str) -> Status {
+    Status::new(code, cut(&escaped(message), MESSAGE_BYTES_MAX))
 }

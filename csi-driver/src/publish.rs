@@ -3,14 +3,19 @@
 #[cfg(test)]
 mod tests;
 
-use std::{os::fd::AsFd as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    os::fd::{AsFd as _, BorrowedFd},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use keyfold_core::clock::{Clock as _, SystemClock};
 use keyfold_proto::{
     csi::v1::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest},
-    keyfold::v1::{IssueSecretsRequest, IssuedSecret, SecretReference},
+    keyfold::v1::{IssueSecretsRequest, IssueSecretsResponse, IssuedSecret, SecretReference},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -18,7 +23,6 @@ use crate::{
     atomic_writer::{self, WriteError, Written},
     broker_client::{BrokerClient, BrokerError},
     config::{Config, TokenSource},
-    file_set::FileSet,
     folder::{Access, Ownership},
     mount::{MountError, MountPoint, State, Tmpfs},
     pod_token::{PodTokenError, WipedRequest, pod_token},
@@ -30,6 +34,8 @@ use crate::{
 /// Publishes at once; the others wait. Kubelet runs at most 110 pods by default, so a whole node's volumes can wait
 /// for the server together.
 const PUBLISHES_MAX: usize = 128;
+/// Volumes that are rendered and written at once; each takes up to `tmpfs_bytes` of memory beside its tmpfs.
+const RENDERS_MAX: usize = 4;
 /// How long a publish waits for another call on its volume. Kubelet tries again after ABORTED.
 const TURN_WAIT: Duration = Duration::from_secs(10);
 /// How long a refresh waits for the server. The files are there, and kubelet asks again after 60 to 90 s.
@@ -45,6 +51,7 @@ pub struct Publisher {
     broker: BrokerClient,
     locks: VolumeLocks,
     slots: Semaphore,
+    renders: Arc<Semaphore>,
     stopping: CancellationToken,
 }
 
@@ -65,7 +72,7 @@ pub enum VolumeError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
     #[error(transparent)]
-    Render(#[from] RenderError),
+    Render(RenderError),
     #[error(transparent)]
     Mount(#[from] MountError),
     #[error(
@@ -109,6 +116,7 @@ impl Publisher {
             broker,
             locks: VolumeLocks::default(),
             slots: Semaphore::new(PUBLISHES_MAX),
+            renders: Arc::new(Semaphore::new(RENDERS_MAX)),
             stopping,
         }
     }
@@ -166,42 +174,28 @@ impl Publisher {
         let wait =
             if state == State::Written { REFRESH_WAIT.min(self.server_wait) } else { self.server_wait };
         let wanted = issue_request(volume, &token);
-        let issued = tokio::select! {
-            issued = self.broker.issue(&wanted, wait) => issued?,
+        let (issued, turn) = tokio::select! {
+            issued = self.issue(&wanted, wait) => issued?,
             () = lock.unpublishing() => return Err(Busy.into()),
             () = self.stopping.cancelled() => return Err(VolumeError::Stopping),
         };
-        let files = render(volume, &issued.secrets)?;
-        let written = self.write_files(place, state, files, folder_access(volume), lock).await?;
-        Ok(Published { written, role: issued.role, secrets: versions(&issued.secrets) })
-    }
-
-    /// Writes on a thread of its own, which keeps the lock even when kubelet gives the call up meanwhile.
-    async fn write_files(
-        &self,
-        place: MountPoint,
-        state: State,
-        files: FileSet,
-        folders: Access,
-        lock: VolumeLock,
-    ) -> Result<Written, VolumeError> {
-        let size_bytes = self.tmpfs_bytes;
-        off_thread(lock, move || {
-            let write_error = |error| match error {
-                WriteError::Full => VolumeError::Full(size_bytes),
-                error @ WriteError::Io(..) => VolumeError::Write(error),
-            };
-            let now = SystemClock.now();
-            if state == State::Written {
-                return atomic_writer::write(place.open()?.as_fd(), &files, folders, now)
-                    .map_err(write_error);
-            }
-            let tmpfs = Tmpfs::create(size_bytes, folders)?;
-            let written = atomic_writer::write(tmpfs.root(), &files, folders, now).map_err(write_error)?;
-            place.attach(tmpfs)?;
-            Ok(written)
+        let (volume, size_bytes) = (Arc::clone(volume), self.tmpfs_bytes);
+        off_thread((lock, turn), move || {
+            let written = write_files(&place, state, &volume, &issued.secrets, size_bytes)?;
+            Ok(Published { written, role: issued.role, secrets: versions(&issued.secrets) })
         })
         .await
+    }
+
+    /// The secrets, and the turn to render them.
+    async fn issue(
+        &self,
+        wanted: &IssueSecretsRequest,
+        wait: Duration,
+    ) -> Result<(IssueSecretsResponse, OwnedSemaphorePermit), VolumeError> {
+        let issued = self.broker.issue(wanted, wait).await?;
+        let turn = Arc::clone(&self.renders).acquire_owned().await;
+        Ok((issued, turn.expect("nobody closes the semaphore")))
     }
 
     /// Unmounts a volume and removes its folder. Fine when there is none. Never waits for the network: a publish of
@@ -220,6 +214,35 @@ impl Publisher {
         }
         removed
     }
+}
+
+/// Renders the secrets and makes them the volume's files.
+fn write_files(
+    place: &MountPoint,
+    state: State,
+    volume: &Volume,
+    secrets: &[IssuedSecret],
+    size_bytes: u64,
+) -> Result<Written, VolumeError> {
+    let files = render(volume, secrets, size_bytes).map_err(|error| match error {
+        RenderError::TooLarge => VolumeError::Full(size_bytes),
+        error => VolumeError::Render(error),
+    })?;
+    let write = |root: BorrowedFd<'_>| {
+        atomic_writer::write(root, &files, folder_access(volume), SystemClock.now()).map_err(|error| {
+            match error {
+                WriteError::Full => VolumeError::Full(size_bytes),
+                error @ WriteError::Io(..) => VolumeError::Write(error),
+            }
+        })
+    };
+    if state == State::Written {
+        return write(place.open()?.as_fd());
+    }
+    let tmpfs = Tmpfs::create(size_bytes, folder_access(volume))?;
+    let written = write(tmpfs.root())?;
+    place.attach(tmpfs)?;
+    Ok(written)
 }
 
 /// Each path once: an item is optional only when every item of that path is.
@@ -242,12 +265,13 @@ fn folder_access(volume: &Volume) -> Access {
     Access { mode, uid: None, gid: volume.group }
 }
 
+/// Does `work` where it may block, and keeps `held` until it is done, even when kubelet gives the call up meanwhile.
 async fn off_thread<T: Send + 'static>(
-    lock: VolumeLock,
+    held: impl Send + 'static,
     work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
 ) -> Result<T, VolumeError> {
     let task = tokio::task::spawn_blocking(move || {
-        let _lock = lock;
+        let _held = held;
         work()
     });
     task.await.unwrap_or(Err(VolumeError::Crashed))

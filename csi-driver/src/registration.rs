@@ -10,6 +10,8 @@ use keyfold_proto::pluginregistration::{
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
+use crate::foreign_text::escaped;
+
 /// Version of the plugin API that kubelet's CSI manager wants to hear.
 const SUPPORTED_VERSION: &str = "1.0.0";
 
@@ -47,7 +49,7 @@ impl Registration for RegistrationService {
             tracing::info!("kubelet registered the driver");
         } else {
             // Full when kubelet said so before; once is enough.
-            let _ = self.refusal.try_send(error);
+            let _ = self.refusal.try_send(escaped(&error));
         }
         Ok(Response::new(RegistrationStatusResponse {}))
     }

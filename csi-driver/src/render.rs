@@ -6,14 +6,21 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-use keyfold_core::secret::SecretBytes;
+use keyfold_core::{name::cut, secret::SecretBytes};
 use keyfold_proto::keyfold::v1::{Field, IssuedSecret};
 
 use crate::{
     file_path::FilePath,
     file_set::{File, FileSet},
+    foreign_text::quoted,
     volume::{Item, Volume},
 };
+
+/// Most files of a volume: each takes kernel memory that the tmpfs' size does not limit. Eight secrets with the most
+/// fields that a secret can have.
+pub const FILES_MAX: usize = 1024;
+/// Most bytes of what is said about one item, so that one cannot hide the others.
+const PROBLEM_BYTES_MAX: usize = 512;
 
 /// How the fields of a secret become files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +63,20 @@ impl Format {
 
 /// Why secrets cannot become files. Names items, fields and files, never a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.join("; "))]
-pub struct RenderError(Vec<String>);
+pub enum RenderError {
+    /// Items that cannot be files, each with its reasons.
+    #[error("{}", .0.join("; "))]
+    Items(Vec<String>),
+    /// The files have more bytes than the volume.
+    #[error("the files are larger than the volume")]
+    TooLarge,
+    /// The volume would have too many files.
+    #[error(
+        "the volume would have more than {FILES_MAX} files: split it, or give items `format: env` or `format: json`, \
+         which make one file of a secret"
+    )]
+    TooManyFiles,
+}
 
 /// A file's path and its content.
 type Rendered = (FilePath, SecretBytes);
@@ -65,10 +84,13 @@ type Rendered = (FilePath, SecretBytes);
 /// The files of `volume`, made from the secrets that were issued for it. An item whose secret was not issued is left
 /// out when it is optional.
 ///
+/// A secret may stand in many items and grow in each, so this stops at the first item that goes beyond `bytes_max` or
+/// [`FILES_MAX`].
+///
 /// # Errors
-/// With everything that is wrong: a field that cannot be a file name or a variable, a value that the format cannot
-/// hold, two fields for one file.
-pub fn render(volume: &Volume, issued: &[IssuedSecret]) -> Result<FileSet, RenderError> {
+/// Beyond a limit; else with everything that is wrong: a field that cannot be a file name or a variable, a value that
+/// the format cannot hold, two fields for one file.
+pub fn render(volume: &Volume, issued: &[IssuedSecret], bytes_max: u64) -> Result<FileSet, RenderError> {
     let mut files = FileSet::default();
     let mut problems = Vec::new();
     for (index, item) in volume.items.iter().enumerate() {
@@ -82,10 +104,23 @@ pub fn render(volume: &Volume, issued: &[IssuedSecret]) -> Result<FileSet, Rende
         match render_item(item, &secret.fields) {
             Ok(rendered) => problems
                 .extend(add(&mut files, rendered, item, volume.group).map(|why| format!("{name}: {why}"))),
-            Err(reasons) => problems.push(format!("{name}: {}", reasons.join(", "))),
+            Err(reasons) => {
+                problems.push(cut(&format!("{name}: {}", reasons.join(", ")), PROBLEM_BYTES_MAX));
+            }
         }
+        check_size(&files, bytes_max)?;
     }
-    if problems.is_empty() { Ok(files) } else { Err(RenderError(problems)) }
+    if problems.is_empty() { Ok(files) } else { Err(RenderError::Items(problems)) }
+}
+
+fn check_size(files: &FileSet, bytes_max: u64) -> Result<(), RenderError> {
+    if files.bytes() > bytes_max {
+        return Err(RenderError::TooLarge);
+    }
+    if files.len() > FILES_MAX {
+        return Err(RenderError::TooManyFiles);
+    }
+    Ok(())
 }
 
 fn render_item(item: &Item, fields: &[Field]) -> Result<Vec<Rendered>, Vec<String>> {
@@ -117,12 +152,4 @@ fn text(field: &Field) -> Result<&str, String> {
     str::from_utf8(&field.value).map_err(|_| {
         format!("field {} is not UTF-8 text, which only `format: raw` can hold", quoted(&field.name))
     })
-}
-
-/// The name of a field for a message: escaped, and at most 64 characters of it.
-fn quoted(name: &str) -> String {
-    match name.char_indices().nth(64) {
-        Some((end, _)) => format!("{:?}…", &name[..end]),
-        None => format!("{name:?}"),
-    }
 }

@@ -16,7 +16,7 @@ use keyfold_proto::csi::v1::{
     volume_capability::{AccessType, access_mode::Mode},
 };
 
-use crate::{file_path::FilePath, render::Format};
+use crate::{file_path::FilePath, foreign_text::quoted, render::Format};
 
 /// Longest volume id, in bytes; the CSI specification allows 128 and kubelet's ephemeral ids have 68.
 const ID_BYTES_MAX: usize = 256;
@@ -209,12 +209,4 @@ fn parse_id(text: &str) -> Option<u32> {
 
 fn invalid(message: impl Into<String>) -> InvalidRequest {
     InvalidRequest(message.into())
-}
-
-/// Foreign text for a message: quoted, escaped, and at most 64 characters of it.
-fn quoted(text: &str) -> String {
-    match text.char_indices().nth(64) {
-        Some((end, _)) => format!("{:?}…", &text[..end]),
-        None => format!("{text:?}"),
-    }
 }

@@ -204,10 +204,10 @@ async fn garbage_and_oversized_messages_end_their_call_and_nothing_else() {
 #[tokio::test]
 async fn a_driver_that_kubelet_refuses_ends_with_an_error() {
     let driver = Driver::start().await;
-    let refused = RegistrationStatus { plugin_registered: false, error: "wrong version".into() };
+    let refused = RegistrationStatus { plugin_registered: false, error: "wrong\u{1b} version".into() };
     driver.registration().notify_registration_status(refused).await.unwrap();
     let error = driver.task.await.unwrap().unwrap_err();
-    assert_eq!(error.to_string(), "kubelet did not register the driver: wrong version");
+    assert_eq!(error.to_string(), "kubelet did not register the driver: wrong\\u{1b} version");
     assert!(!driver.config.registration_socket().exists());
 }
 

@@ -1,6 +1,6 @@
 //! The gRPC services: adapters from messages to the broker and back, without any logic of their own.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use keyfold_core::{
     name::NameError,
@@ -9,11 +9,19 @@ use keyfold_core::{
     secret::SecretBytes,
 };
 use keyfold_proto::keyfold::v1;
-use tokio::time::Instant;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
 
-use crate::{broker::Broker, error::Error};
+use crate::{
+    broker::{Broker, Call},
+    config::Limits,
+    error::Error,
+    listener::Peer,
+};
 
 mod audit;
 mod config;
@@ -27,31 +35,56 @@ mod workload;
 #[derive(Clone)]
 pub struct Api {
     /// What the services do.
-    pub broker: Arc<Broker>,
+    broker: Arc<Broker>,
     /// The file whose content `Initialize` must present.
-    pub bootstrap_token_file: Option<PathBuf>,
+    bootstrap_token_file: Option<PathBuf>,
+    /// Requests that may be in work at once.
+    places: Arc<Semaphore>,
+    /// How long one may take.
+    request_max: Duration,
 }
 
-/// Counts, times and answers one call: the one place where an error becomes a status.
-async fn answer<T>(
-    rpc: &'static str,
-    work: impl Future<Output = Result<T, Error>>,
-) -> Result<Response<T>, Status> {
-    let start = Instant::now();
-    let result = work.await;
-    let code = result.as_ref().err().map_or("ok", Error::code);
-    metrics::histogram!("keyfold_rpc_seconds", "rpc" => rpc, "code" => code)
-        .record(start.elapsed().as_secs_f64());
-    match result {
-        Ok(value) => Ok(Response::new(value)),
-        Err(error) => Err(status::from_error(rpc, &error)),
+impl Api {
+    /// The services of `broker`, within `limits`.
+    pub fn new(broker: Arc<Broker>, bootstrap_token_file: Option<PathBuf>, limits: &Limits) -> Self {
+        Self {
+            broker,
+            bootstrap_token_file,
+            places: Arc::new(Semaphore::new(limits.concurrent_requests)),
+            request_max: Duration::from_secs(limits.request_secs),
+        }
     }
-}
 
-/// The token of the `authorization: Bearer` metadata.
-fn bearer<T>(request: &Request<T>) -> Option<Zeroizing<String>> {
-    let value = request.metadata().get("authorization")?.to_str().ok()?;
-    value.strip_prefix("Bearer ").map(|token| Zeroizing::new(token.to_owned()))
+    /// Counts, bounds, times and answers one call: the one place where an error becomes a status.
+    async fn answer<T>(
+        &self,
+        rpc: &'static str,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<Response<T>, Status> {
+        let start = Instant::now();
+        let result = match self.places.try_acquire() {
+            Ok(_place) => timeout(self.request_max, work).await.unwrap_or(Err(Error::TooSlow)),
+            Err(_) => Err(Error::Overloaded),
+        };
+        let code = result.as_ref().err().map_or("ok", Error::code);
+        metrics::histogram!("keyfold_rpc_seconds", "rpc" => rpc, "code" => code)
+            .record(start.elapsed().as_secs_f64());
+        match result {
+            Ok(value) => Ok(Response::new(value)),
+            Err(error) => Err(status::from_error(rpc, &error)),
+        }
+    }
+
+    /// What the broker is to know of a call: where it came from, and the token of its `authorization: Bearer` metadata.
+    fn call<T>(&self, request: &Request<T>) -> Result<Call, Error> {
+        let bearer = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        let token = bearer.and_then(|value| value.strip_prefix("Bearer "));
+        Ok(Call {
+            request_id: self.broker.new_request_id()?,
+            from: request.extensions().get::<Peer>().map(|peer| peer.0),
+            token: token.map(|token| Zeroizing::new(token.to_owned())),
+        })
+    }
 }
 
 /// Longest name or prefix that is looked at: that of the longest path. Entries of the audit log keep it, also of callers

@@ -99,6 +99,8 @@ pub enum AuthnError {
         refusal: Refusal,
         /// The pod, if its token was verified before the refusal: for the audit entry.
         pod: Option<Box<WorkloadIdentity>>,
+        /// The driver, likewise.
+        driver: Option<Box<WorkloadIdentity>>,
     },
     /// The issuer's keys were never read, so nothing can be said about the token. Trying again may help.
     #[error(
@@ -111,8 +113,17 @@ pub enum AuthnError {
 }
 
 impl AuthnError {
+    fn presented_by(self, presenter: &WorkloadIdentity) -> Self {
+        match self {
+            Self::Refused { refusal, pod, .. } => {
+                Self::Refused { refusal, pod, driver: Some(Box::new(presenter.clone())) }
+            }
+            Self::KeysUnavailable { issuer } => Self::KeysUnavailable { issuer },
+        }
+    }
+
     fn token(whose: TokenOwner, reason: TokenRefusal) -> Self {
-        Self::Refused { refusal: Refusal::Token { whose, reason }, pod: None }
+        Self::Refused { refusal: Refusal::Token { whose, reason }, pod: None, driver: None }
     }
 }
 
@@ -164,10 +175,14 @@ impl Authenticator {
     ) -> Result<PodCaller, AuthnError> {
         let (driver, driver_issuer) = self.verified(driver_token, TokenOwner::Driver, issuers).await?;
         if !is_driver(&driver, driver_issuer) {
-            let refusal = Refusal::NotADriver { subject: driver.subject, issuer: driver.issuer };
-            return Err(AuthnError::Refused { refusal, pod: None });
+            let refusal =
+                Refusal::NotADriver { subject: driver.subject.clone(), issuer: driver.issuer.clone() };
+            return Err(AuthnError::Refused { refusal, pod: None, driver: Some(Box::new(driver)) });
         }
-        let (identity, issuer) = self.verified(pod_token, TokenOwner::Pod, issuers).await?;
+        let (identity, issuer) = self
+            .verified(pod_token, TokenOwner::Pod, issuers)
+            .await
+            .map_err(|error| error.presented_by(&driver))?;
         let refusal = if is_driver(&identity, issuer) {
             Refusal::DriverAsPod { subject: identity.subject.clone() }
         } else if identity.issuer != driver.issuer {
@@ -175,7 +190,7 @@ impl Authenticator {
         } else {
             return Ok(PodCaller { identity, driver });
         };
-        Err(AuthnError::Refused { refusal, pod: Some(Box::new(identity)) })
+        Err(AuthnError::Refused { refusal, pod: Some(Box::new(identity)), driver: Some(Box::new(driver)) })
     }
 
     /// Who a token proves, and by which issuer object. Several objects may share a URL: the first that accepts wins,

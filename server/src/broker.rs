@@ -1,10 +1,10 @@
 //! What Keyfold does, one function an operation. Authentication, authorisation and the audit entry live here, behind
 //! these functions, so that no adapter can forget them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use keyfold_core::{
-    audit::{Actor, Entry, IssuedItem, Operation, Outcome},
+    audit::{Actor, Entry, IssuedItem, Operation, Outcome, Record},
     clock::Clock,
     entropy::Entropy,
     identity::WorkloadIdentity,
@@ -16,6 +16,9 @@ use keyfold_core::{
 };
 use sqlx::PgConnection;
 use time::OffsetDateTime;
+use tokio::time::Instant;
+use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use crate::{
     authn::{self, Authenticator, AuthnError, IssuerRecord, OperatorCaller},
@@ -23,18 +26,21 @@ use crate::{
     keys::keyring::number,
     seal::Seal,
     store::{
-        Isolation, Store, admin_tokens, audit, objects,
+        Isolation, Store, admin_tokens, audit,
+        objects::{self, Object},
         secret_versions::{self, StoredVersion},
     },
 };
 
 pub mod audit_log;
 pub mod config;
+mod folding;
 pub mod keys;
 pub mod secrets;
 pub mod system;
 mod work;
 
+use folding::Folding;
 use work::{Allowed, OperatorWork};
 
 /// Why appending an entry needs no stronger isolation.
@@ -50,14 +56,33 @@ pub struct Broker {
     pub(crate) seal: Seal,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) folding: Folding,
+}
+
+/// What every operation knows of its call.
+pub struct Call {
+    /// Joins the call's audit entries.
+    pub request_id: Uuid,
+    /// Where it came from.
+    pub from: Option<IpAddr>,
+    /// The token of its `authorization` metadata.
+    pub token: Option<Zeroizing<String>>,
+}
+
+impl Call {
+    fn token(&self) -> Option<&str> {
+        self.token.as_ref().map(|token| token.as_str())
+    }
+
+    fn record(&self, actor: Actor, operation: Operation) -> Record {
+        Record { request_id: self.request_id, from: self.from, actor, driver: None, operation }
+    }
 }
 
 /// A pod's request for the secrets of one volume.
 pub struct IssueRequest<'a> {
     /// The pod's token.
     pub pod_token: &'a str,
-    /// The token of the driver that presents it; empty when it gave none.
-    pub driver_token: &'a str,
     /// The app role to act under.
     pub role: Option<&'a str>,
     /// The secrets wanted, each path once.
@@ -95,26 +120,31 @@ impl Broker {
     ///
     /// # Errors
     /// A refusal that names every refused item; `Sealed`; those of Postgres.
-    pub async fn issue(&self, request: &IssueRequest<'_>) -> Result<Issued, Error> {
+    pub async fn issue(&self, call: &Call, request: &IssueRequest<'_>) -> Result<Issued, Error> {
         let keyring = self.seal.keyring()?;
-        let mut record = Record::new(Actor::unknown(), request.operation());
+        let mut record = call.record(Actor::unknown(), request.operation());
+        let mut basis = Vec::new();
         let decision = async {
             // 1. Who is it?
-            let issuers = self.issuers().await?;
+            let (issuers, issuer_objects) = self.issuers().await?;
+            let driver_token = call.token().unwrap_or_default();
             let caller = self
                 .authenticator
-                .pod_caller(request.pod_token, request.driver_token, &issuers)
+                .pod_caller(request.pod_token, driver_token, &issuers)
                 .await
-                .map_err(|error| record.note_authentication_error(error))?;
+                .map_err(|error| note_authentication_error(&mut record, error))?;
             record.actor = Actor::pod(caller.identity());
+            record.driver = Some(Box::new(caller.driver().into()));
 
             // 2. What may it have?
             let mut connection = self.store.connection().await?;
-            let roles = self.candidate_roles(&mut connection, request.role).await?;
+            let (roles, role_objects) = self.candidate_roles(&mut connection, request.role).await?;
             let role = policy::select_role(caller.identity(), &roles, request.role)?;
             record.operation = request.operation_under(role, caller.identity());
             policy::check_node(role, caller.identity().node.as_ref(), caller.driver().node.as_ref())?;
             let (granted, refused) = request.split_by_grant(role, caller.identity());
+            basis.extend(issuer_objects.into_iter().filter(|object| object.name == caller.identity().issuer));
+            basis.extend(role_objects.iter().filter(|object| object.name == role.name).cloned());
 
             // 3. What is stored?
             let paths: Vec<String> = granted.iter().map(|item| item.path.to_string()).collect();
@@ -128,13 +158,13 @@ impl Broker {
             }
             let versions: Vec<_> = paths.iter().filter_map(|path| found.remove(path)).collect();
             check_size(&versions)?;
-            record.note_versions(&versions)?;
+            note_versions(&mut record, &versions)?;
             Ok((role.name.to_string(), versions))
         }
         .await;
 
-        // 4. The entry is durable before any value leaves; a refusal is an entry too.
-        let (role, versions) = self.audited(record, decision).await?;
+        // 4. The entry is durable before any value leaves, and what was decided on still stands; a refusal is an entry too.
+        let (role, versions) = self.audited_on(&basis, record, decision).await?;
 
         // 5. Only now is anything decrypted.
         let mut secrets = Vec::with_capacity(versions.len());
@@ -151,7 +181,7 @@ impl Broker {
     /// its own.
     pub(crate) async fn operate<'a, T, W>(
         &'a self,
-        token: Option<&str>,
+        call: &Call,
         operation: Operation,
         work: impl Fn(OperatorWork<'a>) -> W,
     ) -> Result<T, Error>
@@ -159,11 +189,11 @@ impl Broker {
         W: Future<Output = Result<Allowed<T>, Error>>,
     {
         self.seal.keyring()?;
-        let caller = match self.operator(token).await {
+        let caller = match self.operator(call).await {
             Ok(caller) => caller,
-            Err(error) => return self.audited(Record::new(Actor::unknown(), operation), Err(error)).await,
+            Err(error) => return self.audited(call.record(Actor::unknown(), operation), Err(error)).await,
         };
-        let record = Record::new(Actor::Operator { name: caller.name().to_owned() }, operation);
+        let record = call.record(Actor::Operator { name: caller.name().to_owned() }, operation);
         let isolation = Isolation::ReadCommitted {
             because: "each operation locks the rows that it decides on, and the head row's lock orders all appends",
         };
@@ -180,31 +210,57 @@ impl Broker {
         }
     }
 
-    async fn operator(&self, token: Option<&str>) -> Result<OperatorCaller, Error> {
+    async fn operator(&self, call: &Call) -> Result<OperatorCaller, Error> {
         let tokens = admin_tokens::live(&mut *self.store.connection().await?).await?;
-        Ok(authn::operator(token, &tokens)?)
+        Ok(authn::operator(call.token(), &tokens)?)
     }
 
     /// Commits the entry of an operation that is decided, then gives the decision back. A failure of ours has no entry:
     /// nothing was decided.
     pub(crate) async fn audited<T>(&self, record: Record, decision: Result<T, Error>) -> Result<T, Error> {
+        self.audited_on(&[], record, decision).await
+    }
+
+    /// The same for a decision that rests on declared objects. The entry is appended only if they stand unchanged once
+    /// the head row is locked: then whoever changes one later has a later entry.
+    async fn audited_on<T>(
+        &self,
+        basis: &[Object],
+        record: Record,
+        decision: Result<T, Error>,
+    ) -> Result<T, Error> {
         let outcome = match &decision {
             Ok(_) => Outcome::Allowed,
             Err(Error::Refused(refusal)) => Outcome::from(refusal),
-            Err(error) if error.is_answer() => {
-                Outcome::Refused { reason: error.code().to_owned(), message: error.to_string() }
-            }
+            Err(error) if error.is_answer() => Outcome::refused(error.code(), &error.to_string()),
             Err(_) => return decision,
         };
-        self.append_alone(&record, &outcome).await?;
+        if self.folding.admits(&record, &outcome, Instant::now()) {
+            let basis = if outcome == Outcome::Allowed { basis } else { &[] };
+            self.append_alone(basis, &record, &outcome).await?;
+        }
         decision
     }
 
+    /// Appends the entries of refusals that were folded.
+    ///
+    /// # Errors
+    /// Those of Postgres; what was counted is lost then.
+    pub async fn append_folded(&self) -> Result<(), Error> {
+        for (record, outcome) in self.folding.due(Instant::now()) {
+            self.append_alone(&[], &record, &outcome).await?;
+        }
+        Ok(())
+    }
+
     /// Appends one entry in a transaction of its own.
-    pub(crate) async fn append_alone(&self, record: &Record, outcome: &Outcome) -> Result<(), Error> {
+    async fn append_alone(&self, basis: &[Object], record: &Record, outcome: &Outcome) -> Result<(), Error> {
         self.store
             .tx("audit.append", APPEND, |mut tx| async move {
                 self.append(&mut tx, record, outcome).await?;
+                if !basis.is_empty() && !objects::stand_unchanged(&mut tx, basis).await? {
+                    return Err(Error::Busy);
+                }
                 tx.commit(()).await
             })
             .await
@@ -218,9 +274,15 @@ impl Broker {
         outcome: &Outcome,
     ) -> Result<(), Error> {
         let at = self.now();
-        let (actor, operation) = (record.actor.clone(), record.operation.clone());
-        let entry = Entry::new(at, self.entropy.uuid()?, actor, operation, outcome.clone());
-        audit::append(connection, at, &entry).await
+        audit::append(connection, at, &Entry::new(at, record.clone(), outcome.clone())).await
+    }
+
+    /// An id that joins a call's entries.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    pub fn new_request_id(&self) -> Result<Uuid, Error> {
+        Ok(self.entropy.uuid()?)
     }
 
     /// The present moment in whole microseconds, as Postgres keeps it.
@@ -230,33 +292,34 @@ impl Broker {
     }
 
     /// Gives its connection back before it answers: checking a token may wait for an issuer's keys.
-    async fn issuers(&self) -> Result<Vec<IssuerRecord>, Error> {
+    async fn issuers(&self) -> Result<(Vec<IssuerRecord>, Vec<Object>), Error> {
         let mut connection = self.store.connection().await?;
-        let mut issuers = Vec::new();
-        for object in objects::list(&mut connection, Some(Kind::Issuer)).await? {
+        let objects = objects::list(&mut connection, Some(Kind::Issuer)).await?;
+        let mut issuers = Vec::with_capacity(objects.len());
+        for object in &objects {
             if let Spec::Issuer(spec) = object.spec()? {
-                issuers.push(IssuerRecord { name: object.name, generation: object.generation, spec });
+                issuers.push(IssuerRecord { name: object.name.clone(), generation: object.generation, spec });
             }
         }
-        Ok(issuers)
+        Ok((issuers, objects))
     }
 
     async fn candidate_roles(
         &self,
         connection: &mut PgConnection,
         named: Option<&str>,
-    ) -> Result<Vec<AppRole>, Error> {
-        let stored = match named {
+    ) -> Result<(Vec<AppRole>, Vec<Object>), Error> {
+        let objects: Vec<_> = match named {
             Some(name) => objects::find(connection, Kind::AppRole, name).await?.into_iter().collect(),
             None => objects::list(connection, Some(Kind::AppRole)).await?,
         };
-        let mut roles = Vec::with_capacity(stored.len());
-        for object in stored {
+        let mut roles = Vec::with_capacity(objects.len());
+        for object in &objects {
             if let Spec::AppRole(spec) = object.spec()? {
-                roles.push(AppRole { name: object.name, spec });
+                roles.push(AppRole { name: object.name.clone(), spec });
             }
         }
-        Ok(roles)
+        Ok((roles, objects))
     }
 }
 
@@ -307,37 +370,25 @@ impl IssueRequest<'_> {
     }
 }
 
-/// What the entry of an operation will state, filled in as it becomes known.
-#[derive(Clone)]
-pub(crate) struct Record {
-    pub(crate) actor: Actor,
-    pub(crate) operation: Operation,
+fn note_authentication_error(record: &mut Record, error: AuthnError) -> Error {
+    match error {
+        AuthnError::Refused { refusal, pod, driver } => {
+            if let Some(identity) = pod {
+                record.actor = Actor::pod(&identity);
+            }
+            record.driver = driver.map(|driver| Box::new((&*driver).into()));
+            refusal.into()
+        }
+        AuthnError::KeysUnavailable { issuer } => Error::IssuerUnavailable(issuer.to_string()),
+    }
 }
 
-impl Record {
-    pub(crate) fn new(actor: Actor, operation: Operation) -> Self {
-        Self { actor, operation }
-    }
-
-    fn note_authentication_error(&mut self, error: AuthnError) -> Error {
-        match error {
-            AuthnError::Refused { refusal, pod } => {
-                if let Some(identity) = pod {
-                    self.actor = Actor::pod(&identity);
-                }
-                refusal.into()
-            }
-            AuthnError::KeysUnavailable { issuer } => Error::IssuerUnavailable(issuer.to_string()),
+fn note_versions(record: &mut Record, versions: &[StoredVersion]) -> Result<(), Error> {
+    let Operation::SecretIssue { items, .. } = &mut record.operation else { return Ok(()) };
+    for version in versions {
+        if let Some(item) = items.iter_mut().find(|item| item.path == version.path) {
+            item.version = Some(number(version.version)?);
         }
     }
-
-    fn note_versions(&mut self, versions: &[StoredVersion]) -> Result<(), Error> {
-        let Operation::SecretIssue { items, .. } = &mut self.operation else { return Ok(()) };
-        for version in versions {
-            if let Some(item) = items.iter_mut().find(|item| item.path == version.path) {
-                item.version = Some(number(version.version)?);
-            }
-        }
-        Ok(())
-    }
+    Ok(())
 }

@@ -92,6 +92,8 @@ pub struct Limits {
     pub streams_per_connection: u32,
     /// Open connections, those that are still in their TLS handshake included.
     pub connections: usize,
+    /// Open connections of one network address.
+    pub connections_per_peer: usize,
     /// How long a TLS handshake may take.
     pub handshake_secs: u64,
     /// How long a request may take.
@@ -105,6 +107,7 @@ impl Default for Limits {
             concurrent_requests: 256,
             streams_per_connection: 64,
             connections: 4096,
+            connections_per_peer: 256,
             handshake_secs: 10,
             request_secs: 60,
         }
@@ -181,6 +184,7 @@ mod tests {
             "concurrent_requests",
             "streams_per_connection",
             "connections",
+            "connections_per_peer",
             "handshake_secs",
             "request_secs",
             "log",

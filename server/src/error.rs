@@ -41,6 +41,15 @@ pub enum Error {
     /// The system gave no randomness.
     #[error("the system gave no randomness")]
     Entropy,
+    /// What the operation was decided on changed meanwhile.
+    #[error("the app role or the issuer was changed meanwhile: try again")]
+    Busy,
+    /// As many requests are in work as may be.
+    #[error("the server is at its bound of requests in work: try again")]
+    Overloaded,
+    /// The request took longer than it may.
+    #[error("the request took too long: try again")]
+    TooSlow,
 }
 
 impl Error {
@@ -57,6 +66,9 @@ impl Error {
             Self::Database(_) => "database",
             Self::Corrupt(_) => "corrupt",
             Self::Entropy => "entropy",
+            Self::Busy => "busy",
+            Self::Overloaded => "overloaded",
+            Self::TooSlow => "too-slow",
         }
     }
 
@@ -77,10 +89,14 @@ impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|error| error.code());
         // character_not_in_repertoire: Postgres's text holds every character of ours but NUL.
-        if code.as_deref() == Some("22021") {
-            return Self::Invalid("a text of the request holds a NUL character".into());
+        match code.as_deref() {
+            Some("22021") => Self::Invalid("a text of the request holds a NUL character".into()),
+            // foreign_key_violation and unique_violation: another caller deleted or created the same at the same time.
+            Some("23503" | "23505") => {
+                Self::Conflict("another caller changed the same at the same time: try again".into())
+            }
+            _ => Self::Database(error),
         }
-        Self::Database(error)
     }
 }
 

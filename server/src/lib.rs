@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod authn;
+mod body;
 pub mod broker;
 pub mod config;
 pub mod error;

@@ -9,7 +9,7 @@ use rustls::{
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::mpsc,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,8 +18,10 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Limits, Tls};
 
 mod connection;
+mod places;
 
-pub use connection::Connection;
+pub use connection::{Connection, Peer};
+use places::{Place, Places};
 
 /// What a client of HTTP/2 sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -57,20 +59,20 @@ pub fn accept(
     let (sender, receiver) = mpsc::channel(64);
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let handshake_max = Duration::from_secs(limits.handshake_secs);
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let places = Places::new(limits);
     tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => return,
                 accepted = listener.accept() => accepted,
             };
-            let Ok((tcp, _)) = accepted else {
+            let Ok((tcp, peer)) = accepted else {
                 // Out of file descriptors, most likely: accepting again at once would spin.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
             // Beyond the bound a connection is closed at once, rather than left waiting.
-            let Ok(place) = places.clone().try_acquire_owned() else { continue };
+            let Some(place) = places.take(peer.ip()) else { continue };
             tokio::spawn(handshake(acceptor.clone(), tcp, place, handshake_max, sender.clone()));
         }
     });
@@ -80,7 +82,7 @@ pub fn accept(
 async fn handshake(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
-    place: OwnedSemaphorePermit,
+    place: Place,
     handshake_max: Duration,
     sender: mpsc::Sender<io::Result<Connection>>,
 ) {

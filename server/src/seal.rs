@@ -1,7 +1,12 @@
 //! Whether the server can open what it stores. It starts sealed, and unseals by itself as soon as the database and the
 //! root key can be reached.
 
-use std::sync::{Arc, RwLock};
+use std::{
+    sync::{Arc, OnceLock, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::sync::Mutex;
 
 use crate::{
     config,
@@ -9,6 +14,9 @@ use crate::{
     keys::{keyring::Keyring, root::RootKeys},
     store::{Store, installation, root_wrapping_keys},
 };
+
+/// How long finding out the state may take: a connection that is silent must not pass for a healthy one.
+const REFRESH_MAX: Duration = Duration::from_secs(8);
 
 /// What the server can do now.
 #[derive(Clone)]
@@ -24,18 +32,22 @@ pub enum State {
 /// The state, and how it changes.
 pub struct Seal {
     root_key: config::RootKey,
+    keyring: OnceLock<Arc<Keyring>>,
     state: RwLock<State>,
+    /// One refresh at a time, so that none overwrites what a later one found.
+    refreshing: Mutex<()>,
 }
 
 impl Seal {
     /// Sealed, with that configuration of the root key.
     pub fn new(root_key: config::RootKey) -> Self {
-        Self { root_key, state: RwLock::new(State::Sealed("the server is starting".into())) }
+        let state = RwLock::new(State::Sealed("the server is starting".into()));
+        Self { root_key, keyring: OnceLock::new(), state, refreshing: Mutex::new(()) }
     }
 
-    /// What the server can do now.
+    /// What the server can do, as the last refresh found it.
     pub fn state(&self) -> State {
-        self.state.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The open keys.
@@ -58,19 +70,17 @@ impl Seal {
         RootKeys::load(&self.root_key)
     }
 
-    /// Tries to open the keys, unless they are open. Gives the state afterwards.
-    pub async fn unseal(&self, store: &Store) -> State {
-        if let State::Serving(keyring) = self.state() {
-            return State::Serving(keyring);
-        }
-        let state = match self.try_unseal(store).await {
-            Ok(state) => state,
-            Err(Error::Sealed(why)) => State::Sealed(why),
-            Err(Error::Database(cause)) => self.sealed_by_database(&cause),
-            Err(error) => State::Sealed(error.to_string()),
+    /// Looks at the database, and opens the keys unless they are open.
+    pub async fn refresh(&self, store: &Store) {
+        let _turn = self.refreshing.lock().await;
+        let state = match tokio::time::timeout(REFRESH_MAX, self.find(store)).await {
+            Ok(Ok(state)) => state,
+            Ok(Err(Error::Sealed(why))) => State::Sealed(why),
+            Ok(Err(Error::Database(cause))) => self.sealed_by_database(&cause),
+            Ok(Err(error)) => State::Sealed(error.to_string()),
+            Err(_) => State::Sealed("the database does not answer".into()),
         };
-        *self.state.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = state.clone();
-        state
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     /// The cause is for the log, and once: the server tries again all the time.
@@ -82,8 +92,11 @@ impl Seal {
         State::Sealed(WHY.into())
     }
 
-    async fn try_unseal(&self, store: &Store) -> Result<State, Error> {
+    async fn find(&self, store: &Store) -> Result<State, Error> {
         store.check_schema().await?;
+        if let Some(keyring) = self.keyring.get() {
+            return Ok(State::Serving(Arc::clone(keyring)));
+        }
         let mut connection = store.connection().await?;
         let Some(installation) = installation::find(&mut connection).await? else {
             return Ok(State::Uninitialized);
@@ -91,6 +104,7 @@ impl Seal {
         let stored = root_wrapping_keys::newest(&mut connection).await?.ok_or_else(|| {
             Error::Sealed("the database has an installation but no root-wrapping key".into())
         })?;
-        Ok(State::Serving(Arc::new(Keyring::unseal(installation, &stored, &self.root_keys()?)?)))
+        let keyring = Arc::new(Keyring::unseal(installation, &stored, &self.root_keys()?)?);
+        Ok(State::Serving(Arc::clone(self.keyring.get_or_init(|| keyring))))
     }
 }

@@ -16,12 +16,19 @@ use keyfold_proto::{
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::{service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower::{ServiceBuilder, limit::GlobalConcurrencyLimitLayer, load_shed::LoadShedLayer};
+use tower::util::MapRequestLayer;
 
 use crate::{
-    api::Api, authn::Authenticator, broker::Broker, config::Config, listener, seal, seal::Seal, store::Store,
+    api::Api,
+    authn::Authenticator,
+    body::Arrivals,
+    broker::Broker,
+    config::{Config, Limits},
+    listener, seal,
+    seal::Seal,
+    store::Store,
 };
 
 /// How often the server looks whether it can serve.
@@ -30,8 +37,20 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// How long calls in work may take once the server is to stop: within the 30 s that Kubernetes gives a pod.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(20);
 
+/// What a client may send before the server has taken it in: enough for any request but a large secret, which waits.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// The same for all requests on one connection.
+const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
+/// How long a connection lives. A client opens a new one without losing a call; one that only holds its place loses it.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(30 * 60);
+/// The longest request that holds two tokens and 64 paths.
+const WORKLOAD_REQUEST_BYTES: usize = 128 * 1024;
+/// The longest request that holds a few names.
+const SMALL_REQUEST_BYTES: usize = 16 * 1024;
+
 /// A server that has bound its socket.
 pub struct Bound {
+    broker: Arc<Broker>,
     listener: TcpListener,
     tls: rustls::ServerConfig,
     config: Config,
@@ -52,12 +71,14 @@ pub async fn bind(config: Config, clock: Arc<dyn Clock>) -> Result<Bound, String
         seal: Seal::new(config.root_key.clone()),
         clock,
         entropy,
+        folding: Default::default(),
     };
-    let api = Api { broker: Arc::new(broker), bootstrap_token_file: config.bootstrap_token_file.clone() };
+    let broker = Arc::new(broker);
+    let api = Api::new(Arc::clone(&broker), config.bootstrap_token_file.clone(), &config.limits);
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(|error| format!("listen {}: {error}", config.listen))?;
-    Ok(Bound { listener, tls, config, api })
+    Ok(Bound { broker, listener, tls, config, api })
 }
 
 impl Bound {
@@ -76,31 +97,21 @@ impl Bound {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), String> {
         let limits = &self.config.limits;
         let (reporter, health) = tonic_health::server::health_reporter();
-        let watcher = tokio::spawn(watch(self.api.broker.clone(), reporter));
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .build_v1()
-            .map_err(|error| error.to_string())?;
+        let watcher = tokio::spawn(watch(self.broker, reporter));
         let incoming = listener::accept(self.listener, self.tls, limits, shutdown.clone());
-        let bounded = ServiceBuilder::new()
-            .layer(LoadShedLayer::new())
-            .layer(GlobalConcurrencyLimitLayer::new(limits.concurrent_requests))
-            .into_inner();
-        let (api, bytes) = (self.api, limits.request_bytes);
+        let services =
+            services(self.api, limits)?.add_service(health.max_decoding_message_size(SMALL_REQUEST_BYTES));
+        let arrivals = Arrivals::default();
         let served = Server::builder()
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .max_concurrent_streams(limits.streams_per_connection)
+            .max_connection_age(CONNECTION_AGE_MAX)
+            .max_connection_age_grace(SHUTDOWN_MAX)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-            .timeout(Duration::from_secs(limits.request_secs))
-            .layer(bounded)
-            .add_service(health)
-            .add_service(reflection)
-            .add_service(WorkloadServiceServer::new(api.clone()).max_decoding_message_size(bytes))
-            .add_service(SecretServiceServer::new(api.clone()).max_decoding_message_size(bytes))
-            .add_service(ConfigServiceServer::new(api.clone()).max_decoding_message_size(bytes))
-            .add_service(KeyServiceServer::new(api.clone()).max_decoding_message_size(bytes))
-            .add_service(AuditServiceServer::new(api.clone()).max_decoding_message_size(bytes))
-            .add_service(SystemServiceServer::new(api).max_decoding_message_size(bytes))
+            .layer(MapRequestLayer::new(move |request| arrivals.bound(request)))
+            .add_routes(services)
             .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
         // A caller that keeps its connection open cannot keep the server from stopping.
         let patience = async {
@@ -116,15 +127,35 @@ impl Bound {
     }
 }
 
-/// Unseals as soon as that is possible, and keeps the health service's answer true.
+/// The API, each service with the longest request that it takes, and reflection.
+fn services(api: Api, limits: &Limits) -> Result<Routes, String> {
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .build_v1()
+        .map_err(|error| error.to_string())?;
+    let workload = WorkloadServiceServer::new(api.clone());
+    let secret = SecretServiceServer::new(api.clone());
+    let config = ConfigServiceServer::new(api.clone());
+    let key = KeyServiceServer::new(api.clone());
+    let audit = AuditServiceServer::new(api.clone());
+    let system = SystemServiceServer::new(api);
+    Ok(Routes::new(reflection.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(workload.max_decoding_message_size(WORKLOAD_REQUEST_BYTES))
+        .add_service(secret.max_decoding_message_size(limits.request_bytes))
+        .add_service(config.max_decoding_message_size(limits.request_bytes))
+        .add_service(key.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(audit.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(system.max_decoding_message_size(SMALL_REQUEST_BYTES)))
+}
+
+/// Unseals as soon as that is possible, keeps the health service's answer true, and writes down folded refusals.
 async fn watch(broker: Arc<Broker>, reporter: HealthReporter) {
     let mut told: Option<String> = None;
     loop {
-        let status = match broker.status(None).await.map(|status| status.state) {
-            Ok(seal::State::Serving(_)) => "serving".to_owned(),
-            Ok(seal::State::Uninitialized) => "not initialised: run keyfold init".to_owned(),
-            Ok(seal::State::Sealed(why)) => why,
-            Err(error) => error.to_string(),
+        let status = match broker.refresh().await {
+            seal::State::Serving(_) => "serving".to_owned(),
+            seal::State::Uninitialized => "not initialised: run keyfold init".to_owned(),
+            seal::State::Sealed(why) => why,
         };
         if told.as_ref() != Some(&status) {
             let serving =
@@ -132,6 +163,9 @@ async fn watch(broker: Arc<Broker>, reporter: HealthReporter) {
             reporter.set_service_status("", serving).await;
             tracing::info!(state = %status, "state");
             told = Some(status);
+        }
+        if let Err(error) = broker.append_folded().await {
+            tracing::warn!(%error, "folded refusals could not be written");
         }
         tokio::time::sleep(WATCH_INTERVAL).await;
     }

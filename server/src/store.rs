@@ -30,10 +30,21 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 /// How often a transaction that lost against others is run again before its caller is told.
 const ATTEMPTS: u32 = 10;
 
+/// What each transaction sets for itself, so that a proxy may share connections between transactions. A replica that
+/// is paused in the middle loses its locks, none waits for ever, and a commit is durable whatever the database's default.
+macro_rules! bounds {
+    () => {
+        "; SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL lock_timeout = '10s'; \
+         SET LOCAL statement_timeout = '30s'; SET LOCAL synchronous_commit = on"
+    };
+}
+
 /// The way to Postgres.
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    /// One connection for the look at the database's state, which must not wait behind callers.
+    watch: PgPool,
 }
 
 /// How a transaction is kept apart from others.
@@ -85,6 +96,14 @@ impl Store {
     /// # Errors
     /// When the URL or the password file cannot be read.
     pub fn new(config: &config::Database) -> Result<Self, String> {
+        let authority =
+            config.url.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?']).next().unwrap_or(""));
+        if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
+            return Err(
+                "database.url holds a password: put it into the file that database.password_file names"
+                    .into(),
+            );
+        }
         let mut options: PgConnectOptions = config
             .url
             .parse()
@@ -98,11 +117,13 @@ impl Store {
             .ssl_mode(PgSslMode::VerifyFull)
             .ssl_root_cert(&config.ca_file)
             .application_name("keyfold-server");
-        let pool = PgPoolOptions::new()
-            .max_connections(config.max_connections)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(options);
-        Ok(Self { pool })
+        let pool = |connections| {
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(Duration::from_secs(5))
+                .connect_lazy_with(options.clone())
+        };
+        Ok(Self { pool: pool(config.max_connections), watch: pool(1) })
     }
 
     /// A connection for single statements.
@@ -155,8 +176,10 @@ impl Store {
     #[allow(clippy::disallowed_methods, reason = "the one place that begins a transaction")]
     async fn begin(&self, isolation: Isolation) -> Result<Tx, Error> {
         let begin = match isolation {
-            Isolation::Serializable => "BEGIN ISOLATION LEVEL SERIALIZABLE",
-            Isolation::ReadCommitted { because: _ } => "BEGIN ISOLATION LEVEL READ COMMITTED",
+            Isolation::Serializable => concat!("BEGIN ISOLATION LEVEL SERIALIZABLE", bounds!()),
+            Isolation::ReadCommitted { because: _ } => {
+                concat!("BEGIN ISOLATION LEVEL READ COMMITTED", bounds!())
+            }
         };
         Ok(Tx(self.pool.begin_with(begin).await?))
     }
@@ -179,7 +202,7 @@ impl Store {
             r#"SELECT CASE WHEN to_regclass('_sqlx_migrations') IS NULL THEN 0
                       ELSE 1 END AS "known!""#
         )
-        .fetch_one(&self.pool)
+        .fetch_one(&self.watch)
         .await?;
         let found = if found == 0 { 0 } else { self.newest_migration().await? };
         match found.cmp(&wanted) {
@@ -196,7 +219,7 @@ impl Store {
     async fn newest_migration(&self) -> Result<i64, Error> {
         let version: Option<i64> =
             sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
-                .fetch_one(&self.pool)
+                .fetch_one(&self.watch)
                 .await?;
         Ok(version.unwrap_or(0))
     }

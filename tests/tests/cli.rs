@@ -218,6 +218,11 @@ async fn keys_are_listed_and_rotated() {
         rotated,
         json!({"keyspace": "payments", "old_version": 2, "new_version": 3, "rewrapped_deks": 3})
     );
+    for format in ["table", "json", "yaml"] {
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(cli.fails(&format!("key list none -o {format}")), @"3 keyfold: cannot list keys: there is no keyspace none, or it has no key.");
+        }
+    }
     insta::assert_snapshot!(cli.fails("key rotate none"), @"3 keyfold: cannot rotate the key of keyspace none: there is no keyspace none.");
 }
 
@@ -243,13 +248,7 @@ async fn the_audit_log_is_listed_by_every_filter() {
     1      2026-01-31T00:00:00Z  config.apply       initial-administrator  Keyspace/payments AppRole/payments-api  allowed
     0      2026-01-31T00:00:00Z  system.initialize  initial-administrator                                          allowed
     ");
-    let indexes = |arguments: &str| -> Vec<u64> {
-        let lines = cli.ok(&format!("audit list -o json {arguments}"));
-        lines
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap()["index"].as_u64().unwrap())
-            .collect()
-    };
+    let indexes = |arguments: &str| indexes(&cli.ok(&format!("audit list -o json {arguments}")));
     assert_eq!(indexes("--path payments/db"), [6, 4, 2]);
     assert_eq!(indexes("--operation secret.put"), [3, 2]);
     assert_eq!(indexes("--actor unknown"), [6]);
@@ -297,12 +296,51 @@ async fn a_long_list_comes_in_pages() {
     }
     let all = cli.ok("audit list -o json --limit 1000");
     // The second page begins below the first, whatever was added meanwhile: its own first reading, for one.
-    let indexes: Vec<u64> = all
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap()["index"].as_u64().unwrap())
-        .collect();
-    assert_eq!(indexes, (0..132).rev().collect::<Vec<_>>());
+    assert_eq!(indexes(&all), (0..132).rev().collect::<Vec<_>>());
     assert_eq!(cli.ok("audit list -o json --limit 105").lines().count(), 105);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_that_no_one_message_could_hold_are_all_listed() {
+    let installation = Installation::new().await;
+    installation.database.sql(
+        r#"WITH head AS (UPDATE audit_head SET size = size + 40 RETURNING size - 40 AS first),
+           large AS (SELECT convert_to('{"operation":{"name":"large"},"pad":"' || repeat('x', 1048576) || '"}', 'UTF8') AS entry)
+           INSERT INTO audit_entries (index, at, operation, actor, outcome, paths, entry, leaf_hash)
+           SELECT first + n, now(), 'large', '', 'allowed', '{}', entry, sha256('\x00'::bytea || entry)
+           FROM head, large, generate_series(0, 39) n"#,
+    );
+    let cli = &installation.cli;
+    assert_eq!(indexes(&cli.ok("audit list -o json --operation large")), (1..41).rev().collect::<Vec<_>>());
+    assert_eq!(
+        indexes(&cli.ok("audit list -o json --operation large --limit 7")),
+        (34..41).rev().collect::<Vec<_>>()
+    );
+    assert_eq!(cli.ok("audit list --operation large").lines().count(), 41);
+}
+
+/// Entries keep what a caller wrote, and whoever reads them sits at a terminal.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_callers_wrote_cannot_steer_the_terminal_of_who_reads_it() {
+    let installation = Installation::new().await;
+    let cli = &installation.cli;
+    let refused = cli.fails("key list no\u{202e}ne\u{9b}2J\u{1b}[2J\u{2066}");
+    assert_eq!(refused, "3 keyfold: cannot list keys: there is no keyspace no ne 2J [2J, or it has no key.");
+    let table = cli.ok("audit list --operation key.list");
+    assert!(table.contains("no ne 2J [2J"), "{table}");
+    let json = cli.ok("audit list --operation key.list -o json");
+    assert!(json.contains(r"no\u202ene\u009b2J\u001b[2J\u2066"), "{json}");
+    let yaml = cli.ok("audit list --operation key.list -o yaml");
+    assert!(yaml.contains(r"no\U0000202Ene\U0000009B2J\u001b[2J\U00002066"), "{yaml}");
+    for text in [table, json, yaml] {
+        assert!(text.chars().all(|character| matches!(character, '\n' | ' '..='~')), "{text:?}");
+    }
+}
+
+/// Of the JSON lines that `audit list` prints.
+fn indexes(lines: &str) -> Vec<u64> {
+    let index = |line| serde_json::from_str::<Value>(line).unwrap()["index"].as_u64().unwrap();
+    lines.lines().map(index).collect()
 }
 
 #[test]

@@ -96,7 +96,7 @@ async fn versions_are_listed_rolled_back_hidden_and_destroyed() {
     insta::assert_snapshot!(cli.fails("secret get payments/db"), @"3 keyfold: cannot read secret payments/db: secret payments/db does not exist or has no live current version.");
     insta::assert_snapshot!(cli.ok("secret delete payments/db --versions 2,3"), @r"
     payments/db: version 3 now deleted
-    payments/db: version 2 already deleted
+    payments/db: version 2 already deleted or destroyed
     ");
     insta::assert_snapshot!(cli.ok("secret undelete payments/db --versions 2"), @"payments/db: version 2 now live");
     insta::assert_snapshot!(cli.fails("secret destroy payments/db --versions 1"), @"2 keyfold: cannot destroy versions of secret payments/db: nobody can be asked, since standard input is not a terminal. Give --yes to destroy without a question.");
@@ -120,7 +120,10 @@ async fn versions_are_listed_rolled_back_hidden_and_destroyed() {
     insta::assert_snapshot!(cli.fails("secret get payments/db --version 1"), @"3 keyfold: cannot read secret payments/db: secret payments/db has no live version 1.");
     insta::assert_snapshot!(cli.fails("secret rollback payments/db --version 3"), @"3 keyfold: cannot roll secret payments/db back to version 3: secret payments/db has no live version 3.");
     insta::assert_snapshot!(cli.fails("secret history payments/none"), @"3 keyfold: cannot read the history of secret payments/none: there is no secret payments/none.");
-    insta::assert_snapshot!(cli.fails("secret delete payments/db --versions 7"), @"3 keyfold: cannot delete versions of secret payments/db: secret payments/db has no live version 7.");
+    insta::assert_snapshot!(cli.fails("secret delete payments/db --versions 7"), @"3 keyfold: cannot delete versions of secret payments/db: secret payments/db has no version 7.");
+    insta::assert_snapshot!(cli.fails("secret undelete payments/db --versions 2,0"), @"3 keyfold: cannot undelete versions of secret payments/db: secret payments/db has no version 0.");
+    insta::assert_snapshot!(cli.ok("secret undelete payments/db --versions 1"), @"payments/db: version 1 already live, or destroyed");
+    insta::assert_snapshot!(cli.ok("secret list none"), @"PATH  CURRENT  NEWEST  UPDATED");
 }
 
 #[tokio::test(flavor = "multi_thread")]

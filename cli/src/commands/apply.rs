@@ -17,6 +17,7 @@ use crate::{
     documents::{self, Document},
     exit::{Exit, Failure},
     output,
+    terminal::{Notation, escaped},
 };
 
 /// Arguments of `apply`.
@@ -131,7 +132,9 @@ fn draw(changes: &[View]) -> String {
         for field in &change.fields {
             for (sign, value) in [('-', &field.before), ('+', &field.after)] {
                 if let Some(value) = value {
-                    let _ = writeln!(text, "{sign}{}: {value}", field.field);
+                    // Escaped, not blanked: a change in nothing but such characters must show.
+                    let value = escaped(&value.to_string(), Notation::Json);
+                    let _ = writeln!(text, "{sign}{}: {}", field.field, *value);
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use keyfold_core::clock::{Clock as _, SystemClock};
 use keyfold_proto::keyfold::v1::{AuditEntry, ListEntriesRequest, Outcome};
 use prost_types::Timestamp;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     client::Client,
     exit::{Exit, Failure},
     output,
+    terminal::{Notation, escaped},
 };
 
 /// Entries asked for in one call; the server's default.
@@ -78,35 +79,68 @@ pub enum Ending {
 /// # Errors
 /// When the server refuses, or sends what is not an entry.
 pub async fn run(global: &Global, Command::List(filter): Command) -> Result<Exit, Failure> {
-    let entries = list(&Client::operator(global)?, &filter).await?;
+    let client = Client::operator(global)?;
+    let mut pages = Pages::new(&filter);
     match global.output {
-        Format::Table => output::write(draw(&entries).as_bytes())?,
+        Format::Table => {
+            let mut rows = Vec::new();
+            while let Some(page) = pages.next(&client).await? {
+                rows.extend(page.iter().map(row));
+            }
+            output::text(&draw(rows))?;
+        }
         Format::Json => {
-            let lines: Result<String, Failure> = entries.iter().map(json_line).collect();
-            output::write(lines?.as_bytes())?;
+            while let Some(page) = pages.next(&client).await? {
+                let lines: Result<String, Failure> = page.iter().map(json_line).collect();
+                if !output::offer(lines?.as_bytes())? {
+                    break;
+                }
+            }
         }
         Format::Yaml => {
-            let views: Result<Vec<Value>, Failure> = entries.iter().map(value).collect();
-            output::encoded(Format::Yaml, &views?)?;
+            let mut views = Vec::new();
+            while let Some(page) = pages.next(&client).await? {
+                views.extend(page.iter().map(value).collect::<Result<Vec<_>, _>>()?);
+            }
+            output::encoded(Format::Yaml, &views)?;
         }
     }
     Ok(Exit::Done)
 }
 
-async fn list(client: &Client, filter: &Filter) -> Result<Vec<AuditEntry>, Failure> {
-    let mut entries: Vec<AuditEntry> = Vec::new();
-    let mut request = request(filter);
-    loop {
-        request.page_size = PAGE_LEN.min(filter.limit - entries.len() as u32);
-        let answer =
-            client.call("cannot list audit entries", client.audit().list_entries(request.clone())).await?;
-        let last_page = answer.entries.len() < request.page_size as usize;
-        entries.extend(answer.entries);
+/// The way through the log, page by page, as far as `--limit`.
+struct Pages {
+    /// Of the next page; none once the last entry is seen.
+    request: Option<ListEntriesRequest>,
+    /// Entries still wanted.
+    left: u32,
+}
+
+impl Pages {
+    fn new(filter: &Filter) -> Self {
+        let page_size = PAGE_LEN.min(filter.limit);
+        Self { request: Some(ListEntriesRequest { page_size, ..request(filter) }), left: filter.limit }
+    }
+
+    async fn next(&mut self, client: &Client) -> Result<Option<Vec<AuditEntry>>, Failure> {
+        let Some(request) = self.request.clone() else { return Ok(None) };
+        let answer = client.call("cannot list audit entries", client.audit().list_entries(request)).await?;
+        Ok(self.take(answer.entries))
+    }
+
+    /// The page as far as it is wanted. A page holds as many entries as the server finds fit for one message, so
+    /// only an empty one is the end.
+    fn take(&mut self, mut page: Vec<AuditEntry>) -> Option<Vec<AuditEntry>> {
+        page.truncate(self.left as usize);
+        self.left -= page.len() as u32;
+        let next = self.request.take().map(|request| ListEntriesRequest {
+            page_size: PAGE_LEN.min(self.left),
+            before_index: page.last().map_or(0, |entry| entry.index),
+            ..request
+        });
         // Index 0 is the first entry of all; as `before_index` it would ask for the newest again.
-        request.before_index = entries.last().map_or(0, |entry| entry.index);
-        if last_page || entries.len() >= filter.limit as usize || request.before_index == 0 {
-            return Ok(entries);
-        }
+        self.request = next.filter(|next| next.page_size > 0 && next.before_index > 0);
+        (!page.is_empty()).then_some(page)
     }
 }
 
@@ -129,20 +163,28 @@ fn request(filter: &Filter) -> ListEntriesRequest {
 }
 
 /// The entry's own bytes with two members put in front, so that the hashed bytes can be cut out of the line.
+/// Servers write entries in printable ASCII; in any other one the rest is escaped, and its hash no longer fits.
 fn json_line(entry: &AuditEntry) -> Result<String, Failure> {
-    value(entry)?;
-    let text = String::from_utf8_lossy(&entry.entry);
-    let members = text.trim_start_matches('{');
-    Ok(format!(r#"{{"index":{},"leaf_hash":"{}",{members}"#, entry.index, hex(&entry.leaf_hash)) + "\n")
+    let (text, _) = parse(entry)?;
+    let members = escaped(&text[1..], Notation::Json);
+    let hash = hex::encode(&entry.leaf_hash);
+    Ok(format!(r#"{{"index":{},"leaf_hash":"{hash}",{}"#, entry.index, *members) + "\n")
 }
 
 fn value(entry: &AuditEntry) -> Result<Value, Failure> {
-    match serde_json::from_slice(&entry.entry) {
-        Ok(Value::Object(members)) if !members.is_empty() && !entry.entry.contains(&b'\n') => {
-            let mut value = serde_json::json!({"index": entry.index, "leaf_hash": hex(&entry.leaf_hash)});
-            value.as_object_mut().into_iter().for_each(|all| all.extend(members.clone()));
-            Ok(value)
-        }
+    let (_, mut members) = parse(entry)?;
+    members.insert("index".into(), entry.index.into());
+    members.insert("leaf_hash".into(), hex::encode(&entry.leaf_hash).into());
+    Ok(members.into())
+}
+
+/// The entry's text, which begins with `{`, and its members, which are one at least.
+fn parse(entry: &AuditEntry) -> Result<(&str, Map<String, Value>), Failure> {
+    let text = std::str::from_utf8(&entry.entry).unwrap_or_default();
+    // JSON takes white space between its parts, which no server writes.
+    let compact = text.starts_with('{') && !text.contains(['\n', '\r', '\t']);
+    match serde_json::from_str::<Map<String, Value>>(text) {
+        Ok(members) if compact && !members.is_empty() => Ok((text, members)),
         _ => Err(Failure::new(
             Exit::Internal,
             "cannot show the audit log",
@@ -152,8 +194,8 @@ fn value(entry: &AuditEntry) -> Result<Value, Failure> {
     }
 }
 
-fn draw(entries: &[AuditEntry]) -> String {
-    output::table(["INDEX", "TIME", "OPERATION", "ACTOR", "ON", "OUTCOME"], entries.iter().map(row))
+fn draw(rows: Vec<[String; 6]>) -> String {
+    output::table(["INDEX", "TIME", "OPERATION", "ACTOR", "ON", "OUTCOME"], rows)
 }
 
 /// Newer servers' entries may hold more or other members; what is missing shows as an empty cell.
@@ -180,10 +222,6 @@ fn targets(operation: &Value) -> String {
     let items = list("items").filter_map(|item| text(item, "path"));
     let objects = list("objects").filter_map(|object| named(object, "name"));
     own.into_iter().chain(items).chain(objects).collect::<Vec<_>>().join(" ")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A point in time: RFC 3339, or a duration before now.

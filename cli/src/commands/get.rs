@@ -122,7 +122,7 @@ pub(super) async fn remove(global: &Global, kind: Kind, name: &str) -> Result<Ex
 
 fn print(format: Format, objects: &[Object], draw: fn(&[Object]) -> String) -> Result<(), Failure> {
     match format {
-        Format::Table => output::write(draw(objects).as_bytes()),
+        Format::Table => output::text(&draw(objects)),
         Format::Yaml => {
             let documents: Result<Vec<Document>, Failure> = objects.iter().map(document).collect();
             output::write(to_yaml(&documents?)?.as_bytes())

@@ -26,7 +26,7 @@ const WHAT: &str = "cannot initialise the server";
     once.\n\n\
     Example:\n  keyfold init --bootstrap-token-file bootstrap-token --admin-token-out admin-token")]
 pub struct Args {
-    /// File with the content of the server's `bootstrap_token_file`
+    /// File with the content of the server's `bootstrap_token_file`, at least 16 characters
     #[arg(long, value_name = "FILE")]
     bootstrap_token_file: PathBuf,
     /// New file for the administrator's token, readable by its owner only

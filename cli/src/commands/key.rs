@@ -22,7 +22,9 @@ pub struct Args {
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// List keys, and how many data keys each wraps
-    #[command(after_help = "Example:\n  keyfold key list payments")]
+    #[command(
+        after_help = "Exit code 3 when there is no such keyspace.\n\nExample:\n  keyfold key list payments"
+    )]
     List {
         /// One keyspace; all of them without it
         keyspace: Option<String>,
@@ -64,9 +66,13 @@ pub async fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
     let client = Client::operator(global)?;
     match command {
         Command::List { keyspace } => {
-            let request = ListKeysRequest { keyspace: keyspace.unwrap_or_default() };
+            let request = ListKeysRequest { keyspace: keyspace.clone().unwrap_or_default() };
             let answer = client.call("cannot list keys", client.keys().list_keys(request)).await?;
             let keys: Vec<KeyView> = answer.keys.into_iter().map(KeyView::from).collect();
+            if let (Some(keyspace), []) = (keyspace, &keys[..]) {
+                let why = format!("there is no keyspace {keyspace}, or it has no key");
+                return Err(Failure::new(Exit::NotFound, "cannot list keys", why));
+            }
             output::print(global.output, &keys, |keys| draw(keys))?;
         }
         Command::Rotate { keyspace } => {

@@ -87,11 +87,11 @@ fn a_refusal_keeps_the_servers_words() {
 }
 
 #[test]
-fn control_characters_of_a_server_do_not_reach_the_terminal() {
-    let status = Status::internal("first\nsecond\u{1b}[31mred\u{7}");
+fn what_a_server_says_cannot_steer_the_terminal() {
+    let status = Status::internal("first\nsecond\u{1b}[31mred\u{7} \u{9b}2J\u{202e}back");
     insta::assert_snapshot!(
         Failure::rpc("cannot list keys", &status),
-        @"cannot list keys: first second [31mred. The server's log says more."
+        @"cannot list keys: first second [31mred 2J back. The server's log says more."
     );
 }
 

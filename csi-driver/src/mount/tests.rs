@@ -1,6 +1,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
 
 use keyfold_core::secret::SecretBytes;
+use rustix::mount::MountFlags;
 use time::{Duration, OffsetDateTime, macros::datetime};
 
 use super::*;
@@ -134,6 +135,27 @@ fn an_empty_tmpfs_and_several_on_top_of_each_other_are_removed() {
 }
 
 #[test]
+fn a_tmpfs_of_another_source_is_neither_written_nor_removed() {
+    let place = Place::new();
+    fs::create_dir(&place.point.0).unwrap();
+    rustix::mount::mount("tmpfs", &place.point.0, "tmpfs", MountFlags::empty(), None)
+        .expect("run this test as root");
+    fs::write(place.point.0.join("precious"), "x").unwrap();
+    let foreign = |result: Result<(), MountError>| match result {
+        Err(MountError::Foreign(fs_type, source)) => (fs_type, source),
+        other => panic!("{other:?}"),
+    };
+    let tmpfs_of_another = ("tmpfs".to_owned(), "tmpfs".to_owned());
+    assert_eq!(foreign(place.point.state().map(drop)), tmpfs_of_another);
+    assert_eq!(foreign(place.point.remove()), tmpfs_of_another);
+    // Nor when one of Keyfold's lies on top of it.
+    place.point.attach(tmpfs(SIZE_BYTES, ACCESS)).unwrap();
+    assert_eq!(foreign(place.point.remove()), tmpfs_of_another);
+    assert_eq!(place.read("precious"), b"x");
+    rustix::mount::unmount(&place.point.0, UnmountFlags::empty()).unwrap();
+}
+
+#[test]
 fn a_mount_that_a_process_stands_in_is_removed_as_well() {
     let place = Place::new();
     place.point.attach(tmpfs(SIZE_BYTES, ACCESS)).unwrap();
@@ -184,12 +206,14 @@ fn mountinfo_is_read_with_escapes_odd_lines_and_mounts_on_top_of_each_other() {
         not a line\n\
         33 30 0:33 / /mnt/stacked rw - tmpfs keyfold rw\n\
         34 33 0:34 / /mnt/stacked rw - ext4 /dev/sdb rw\n";
-    let at = |path: &str| fs_type_at(table, Path::new(path)).unwrap();
-    assert_eq!(at("/var/lib/kubelet/pods/u/mount").as_deref(), Some("tmpfs"));
-    assert_eq!(at("/mnt/a b\\c").as_deref(), Some("tmpfs"));
-    assert_eq!(at("/mnt/stacked").as_deref(), Some("ext4"), "the topmost counts");
+    let at = |path: &str| mount_at(table, Path::new(path)).unwrap();
+    let mounted =
+        |fs_type: &str, source: &str| Some(Mounted { fs_type: fs_type.into(), source: source.into() });
+    assert_eq!(at("/var/lib/kubelet/pods/u/mount"), mounted("tmpfs", "keyfold"));
+    assert_eq!(at("/mnt/a b\\c"), mounted("tmpfs", "none"));
+    assert_eq!(at("/mnt/stacked"), mounted("ext4", "/dev/sdb"), "the topmost counts");
     assert_eq!(at("/var/lib/kubelet/pods/u"), None);
-    assert_eq!(fs_type_at(&b""[..], Path::new("/")).unwrap(), None);
+    assert_eq!(mount_at(&b""[..], Path::new("/")).unwrap(), None);
 }
 
 #[test]

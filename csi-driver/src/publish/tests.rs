@@ -264,6 +264,57 @@ async fn files_that_do_not_fit_fail_a_first_publish_with_the_limit() {
 }
 
 #[tokio::test]
+async fn one_secret_in_many_items_is_refused_by_its_size_or_number_of_files() {
+    let node = Node::new().await;
+    let items = |format: &str| -> String {
+        (0..64).map(|n| format!("- {{path: a/b, file: f{n}, format: {format}}}\n")).collect()
+    };
+    node.broker.issue("a/b", &[("k", &"\u{1}".repeat(50_000))]);
+    let error = node.publish_secrets(&items("json")).await.unwrap_err();
+    assert!(error.contains("the files need more room than the 262144 bytes"), "{error}");
+    node.assert_nothing_left();
+    let names: Vec<String> = (0..128).map(|n| format!("k{n}")).collect();
+    let fields: Vec<_> = names.iter().map(|name| (name.as_str(), "1")).collect();
+    node.broker.issue("a/b", &fields);
+    let error = node.publish_secrets(&items("raw")).await.unwrap_err();
+    assert!(error.contains("more than 1024 files"), "{error}");
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_publish_that_waits_for_its_turn_to_render_gives_way_to_an_unpublish() {
+    let node = Node::new().await;
+    node.broker.issue("payments/db", &[("password", "one")]);
+    let others = Arc::clone(&node.publisher.renders).acquire_many_owned(RENDERS_MAX as u32).await.unwrap();
+    let waiting = node.publish();
+    tokio::pin!(waiting);
+    while node.broker.seen.lock().unwrap().is_empty() {
+        tokio::select! { result = &mut waiting => panic!("{result:?}"), () = tokio::task::yield_now() => {} }
+    }
+    let (published, unpublished) = tokio::join!(waiting, node.unpublish());
+    assert_eq!(published.unwrap_err(), "payments/api-1: another call on this volume is running");
+    unpublished.unwrap();
+    node.assert_nothing_left();
+    drop(others);
+    node.publish().await.unwrap();
+    assert_eq!(node.read("db/password"), "one");
+}
+
+#[tokio::test]
+async fn a_tmpfs_that_is_not_keyfolds_is_left_alone() {
+    let node = Node::new().await;
+    node.broker.issue("payments/db", &[("password", "one")]);
+    fs::create_dir(node.target()).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", node.target(), "tmpfs", flags, None).expect("run this test as root");
+    let results = [node.publish().await, node.unpublish().await];
+    rustix::mount::unmount(node.target(), rustix::mount::UnmountFlags::empty()).unwrap();
+    for error in results.map(Result::unwrap_err) {
+        assert!(error.contains("a file system of type \"tmpfs\" from \"tmpfs\""), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_publish_completes_what_a_killed_driver_began() {
     let node = Node::new().await;
     let target = crate::volume::tests::target_in(&node.folder.path().join("pods"), "uid");

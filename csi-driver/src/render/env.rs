@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use keyfold_core::secret::SecretBytes;
 use keyfold_proto::keyfold::v1::Field;
 
-use super::{quoted, sorted, text};
+use super::{sorted, text};
+use crate::foreign_text::quoted;
 
 /// What has a meaning between double quotes (POSIX shell, section 2.2.3; systemd's `SHELL_NEED_ESCAPE`).
 const SPECIAL: [char; 4] = ['"', '\\', '`', '$'];
@@ -51,8 +52,8 @@ fn variable(field: &Field) -> Result<(String, &str), String> {
 }
 
 fn lines(variables: &BTreeMap<String, (&str, &str)>) -> SecretBytes {
-    // Room for all from the start: growing would leave a copy of the values behind.
-    let line_len = |(key, (_, value)): (&String, &(&str, &str))| key.len() + 2 * value.len() + 4;
+    // Exactly the room for all: growing would leave a copy of the values behind.
+    let line_len = |(key, (_, value)): (&String, &(&str, &str))| key.len() + quoted_len(value) + 2;
     let mut out = String::with_capacity(variables.iter().map(line_len).sum());
     for (key, (_, value)) in variables {
         out.push_str(key);
@@ -66,8 +67,18 @@ fn lines(variables: &BTreeMap<String, (&str, &str)>) -> SecretBytes {
 /// Double quotes where nothing needs an escape, since every reader agrees on them. Else single quotes, in which every
 /// reader takes all as it is. Only a value with both needs escapes: there a shell and systemd are exact, while some
 /// dotenv readers keep a backslash.
+fn quote_of(value: &str) -> char {
+    if value.contains(SPECIAL) && !value.contains('\'') { '\'' } else { '"' }
+}
+
+/// Bytes that [`push_quoted`] makes of a value.
+fn quoted_len(value: &str) -> usize {
+    let escapes = if quote_of(value) == '"' { value.matches(SPECIAL).count() } else { 0 };
+    value.len() + escapes + 2
+}
+
 fn push_quoted(out: &mut String, value: &str) {
-    let quote = if value.contains(SPECIAL) && !value.contains('\'') { '\'' } else { '"' };
+    let quote = quote_of(value);
     out.push(quote);
     for c in value.chars() {
         if quote == '"' && SPECIAL.contains(&c) {

@@ -1,13 +1,13 @@
 //! `format: json`: one file with an object of strings, keys in byte order.
 
+use std::io;
+
 use keyfold_core::secret::SecretBytes;
 use keyfold_proto::keyfold::v1::Field;
 use serde::{Serializer, ser::SerializeMap};
 
-use super::{quoted, sorted, text};
-
-/// Most bytes that JSON makes of one: `\u0000`.
-const ESCAPED_BYTES_MAX: usize = 6;
+use super::{sorted, text};
+use crate::foreign_text::quoted;
 
 /// The JSON text, or every field that it cannot hold.
 pub(super) fn render(fields: &[Field]) -> Result<SecretBytes, Vec<String>> {
@@ -26,15 +26,32 @@ pub(super) fn render(fields: &[Field]) -> Result<SecretBytes, Vec<String>> {
 }
 
 fn object(entries: &[(&str, &str)]) -> SecretBytes {
-    // Room for all from the start: growing would leave a copy of the values behind.
-    let entry_len = |(name, value): &(&str, &str)| ESCAPED_BYTES_MAX * (name.len() + value.len()) + 6;
-    let mut out = Vec::with_capacity(entries.iter().map(entry_len).sum::<usize>() + 3);
-    write_object(&mut out, entries).expect("writing strings to memory cannot fail");
+    const INFALLIBLE: &str = "writing strings to memory cannot fail";
+    // Exactly the room for all: growing would leave a copy of the values behind, and most values need no escapes, of
+    // which the longest, `\u0000`, has six bytes.
+    let mut counter = Counter(0);
+    write_object(&mut counter, entries).expect(INFALLIBLE);
+    let mut out = Vec::with_capacity(counter.0 + 1);
+    write_object(&mut out, entries).expect(INFALLIBLE);
     out.push(b'\n');
     SecretBytes::new(out)
 }
 
-fn write_object(out: &mut Vec<u8>, entries: &[(&str, &str)]) -> serde_json::Result<()> {
+/// Counts what is written.
+struct Counter(usize);
+
+impl io::Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write_object(out: impl io::Write, entries: &[(&str, &str)]) -> serde_json::Result<()> {
     let mut serializer = serde_json::Serializer::new(out);
     let mut map = serializer.serialize_map(Some(entries.len()))?;
     for (name, value) in entries {

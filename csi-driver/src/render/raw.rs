@@ -3,8 +3,8 @@
 use keyfold_core::secret::SecretBytes;
 use keyfold_proto::keyfold::v1::Field;
 
-use super::{Rendered, quoted};
-use crate::file_path::FilePath;
+use super::Rendered;
+use crate::{file_path::FilePath, foreign_text::quoted};
 
 /// Files `<folder>/<field>`, or every field whose name cannot be a file's.
 pub(super) fn render(folder: &FilePath, fields: &[Field]) -> Result<Vec<Rendered>, Vec<String>> {

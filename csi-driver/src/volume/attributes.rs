@@ -2,22 +2,34 @@
 
 use std::collections::HashMap;
 
-use keyfold_core::{name::ObjectName, path::SecretPath};
+use keyfold_core::{
+    name::{ObjectName, cut},
+    path::SecretPath,
+};
 use serde::Deserialize;
 use serde_json::Value;
+use serde_saphyr::budget::BudgetBreach;
 
-use super::{InvalidRequest, Item, KUBELET_PREFIX, invalid, quoted};
-use crate::{file_path::FilePath, render::Format};
+use super::{InvalidRequest, Item, KUBELET_PREFIX, invalid};
+use crate::{
+    file_path::FilePath,
+    foreign_text::{escaped, quoted},
+    render::Format,
+};
 
 const ROLE: &str = "role";
 const SECRETS: &str = "secrets";
 
 /// Longest `secrets` attribute in bytes: 64 generous items.
 const SECRETS_BYTES_MAX: usize = 64 * 1024;
-/// Most events that YAML aliases may add, so that a short text cannot cost much time.
-const ALIAS_EVENTS_MAX: usize = 10_000;
 /// Most items, of `IssueSecretsRequest`.
 const ITEMS_MAX: usize = 64;
+/// Most YAML nodes: twice what 64 items with every key have, so that a list that is a little too long is still counted.
+const NODES_MAX: usize = ITEMS_MAX * 32;
+/// Most bytes of all YAML scalars. An escape such as `\L` is shorter than its character, by less than half.
+const SCALAR_BYTES_MAX: usize = 2 * SECRETS_BYTES_MAX;
+/// Most bytes of what a parser says about one mistake.
+const REASON_BYTES_MAX: usize = 256;
 /// Readable by root and the pod's fsGroup.
 const DEFAULT_MODE: u32 = 0o440;
 
@@ -77,16 +89,22 @@ fn parse_list(yaml: &str) -> Result<Vec<Value>, String> {
     if yaml.len() > SECRETS_BYTES_MAX {
         return Err(format!("secrets: longer than {SECRETS_BYTES_MAX} bytes"));
     }
-    let mut options = serde_saphyr::options! {
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_nodes: NODES_MAX,
+            max_total_scalar_bytes: SCALAR_BYTES_MAX,
+            // An alias copies what it stands for, so a short text could take a lot of memory.
+            max_anchors: 0,
+            max_aliases: 0,
+        },
         // `mode: 0400` without quotes is then the text that its writer meant, not the number 400.
         leading_zero_numbers_as_strings: true,
         // YAML 1.2: `file: on` is text.
         strict_booleans: true,
         with_snippet: false
     };
-    options.alias_limits.max_total_replayed_events = ALIAS_EVENTS_MAX;
-    let value: Value = serde_saphyr::from_str_with_options(yaml, options)
-        .map_err(|error| format!("secrets: not YAML: {}", first_line(&error)))?;
+    let value: Value =
+        serde_saphyr::from_str_with_options(yaml, options).map_err(|error| yaml_problem(&error))?;
     match value {
         Value::Array(items) if items.is_empty() => Err("secrets: the list is empty".into()),
         Value::Array(items) if items.len() > ITEMS_MAX => {
@@ -94,6 +112,20 @@ fn parse_list(yaml: &str) -> Result<Vec<Value>, String> {
         }
         Value::Array(items) => Ok(items),
         _ => Err("secrets: must be a YAML list of items such as `- path: payments/db`".into()),
+    }
+}
+
+fn yaml_problem(error: &serde_saphyr::Error) -> String {
+    match error {
+        serde_saphyr::Error::Budget {
+            breach: BudgetBreach::Aliases { .. } | BudgetBreach::Anchors { .. },
+            ..
+        } => "secrets: YAML anchors (`&name`) and aliases (`*name`) are not supported: write each item out"
+            .into(),
+        serde_saphyr::Error::Budget { breach: BudgetBreach::Nodes { .. }, .. } => {
+            format!("secrets: too many YAML nodes, at most {ITEMS_MAX} items are possible")
+        }
+        error => format!("secrets: not YAML: {}", reason(error)),
     }
 }
 
@@ -115,7 +147,7 @@ fn parse_item(value: Value) -> Result<Item, Vec<String>> {
     if !value.is_object() {
         return Err(vec!["must be a map such as `path: payments/db`".into()]);
     }
-    let raw: RawItem = serde_json::from_value(value).map_err(|error| vec![first_line(&error)])?;
+    let raw: RawItem = serde_json::from_value(value).map_err(|error| vec![reason(&error)])?;
     let mut problems = Vec::new();
     let path = noted(&mut problems, SecretPath::parse(&raw.path).map_err(|error| error.to_string()));
     let format = noted(&mut problems, parse_format(raw.format.as_deref()));
@@ -195,6 +227,8 @@ fn blocks(a: &Item, b: &Item) -> bool {
     a.format != Format::Raw && a.file.is_above(&b.file)
 }
 
-fn first_line(error: &impl ToString) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
+/// The first line of what a parser says. It may quote any key or value of the text.
+fn reason(error: &impl ToString) -> String {
+    let text = error.to_string();
+    escaped(&cut(text.lines().next().unwrap_or_default(), REASON_BYTES_MAX))
 }

@@ -40,7 +40,8 @@ fn recorded(json: &str) -> NodePublishVolumeRequest {
     }
 }
 
-fn request(attributes: &[(&str, &str)]) -> NodePublishVolumeRequest {
+/// A request with these attributes, for the tests of other modules too.
+pub(crate) fn request(attributes: &[(&str, &str)]) -> NodePublishVolumeRequest {
     use keyfold_proto::csi::v1::volume_capability::{AccessMode, MountVolume};
     NodePublishVolumeRequest {
         volume_id: "csi-1".into(),
@@ -226,6 +227,7 @@ fn a_mode_is_octal_with_or_without_quotes() {
 fn bad_attributes_are_refused_with_their_reason() {
     let many = "- path: a/b\n".repeat(65);
     let long = format!("- path: a/b # {}", "x".repeat(70_000));
+    let deep_file = format!("- {{path: a/b, file: {}x}}", "a/".repeat(16));
     let long_name = format!("- {{path: a/b, file: {}}}", "n".repeat(300));
     for (yaml, why) in [
         ("", "must be a YAML list"),
@@ -257,6 +259,7 @@ fn bad_attributes_are_refused_with_their_reason() {
         ("- {path: a/b, uid: -1}", "expected u32"),
         ("- {path: a/b, gid: 4294967295}", "gid: 4294967295 is not an id"),
         ("- {path: a/b, optional: maybe}", "expected a boolean"),
+        (&deep_file, "16 parts"),
         ("- {path: a/b, format: env, file: x}\n- {path: a/c, file: x/y}", "needs a folder"),
         ("- {path: a/b, file: x/y}\n- {path: a/c, format: json, file: x}", "needs a folder"),
     ] {
@@ -299,13 +302,47 @@ fn a_pod_that_is_not_named_as_kubelet_would_is_not_shown() {
 }
 
 #[test]
-fn aliases_cannot_blow_a_short_attribute_up() {
-    let mut bomb = String::from("- &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+fn a_short_attribute_cannot_become_a_large_one() {
+    let mut laughs = String::from("- &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for level in 1..12 {
         let aliases = vec![format!("*a{}", level - 1); 10].join(", ");
-        bomb.push_str(&format!("- &a{level} [{aliases}]\n"));
+        laughs.push_str(&format!("- &a{level} [{aliases}]\n"));
     }
-    assert!(parse_secrets(&bomb).is_err());
+    let copies = format!("- &a {}\n{}", "x".repeat(41_000), "- *a\n".repeat(1_900));
+    let merged = format!("- &a {{path: a/b, file: {}}}\n{}", "x".repeat(200), "- {<<: *a}\n".repeat(60));
+    for bomb in [&laughs, &copies, &merged, "- &a {path: a/b}", "- *a"] {
+        let error = parse_secrets(bomb).unwrap_err();
+        let refused = error
+            .starts_with("secrets: YAML anchors (`&name`) and aliases (`*name`) are not supported")
+            || error.starts_with("secrets: not YAML");
+        assert!(refused && error.len() < 400, "{bomb:.40}: {error}");
+    }
+    for bomb in ["- x\n".repeat(16_000), format!("- [{}]", "[],".repeat(16_000))] {
+        let error = parse_secrets(&bomb).unwrap_err();
+        assert_eq!(error, "secrets: too many YAML nodes, at most 64 items are possible", "{bomb:.40}");
+    }
+    let nested = format!("- {}", "[".repeat(60_000));
+    assert!(parse_secrets(&nested).unwrap_err().starts_with("secrets: not YAML"));
+}
+
+#[test]
+fn an_attribute_of_the_greatest_size_is_taken() {
+    let item = |n: usize| {
+        format!(
+            "- {{path: a/b, file: {}{n:02}, format: raw, mode: '0440', uid: 1, gid: 2, optional: false}}\n",
+            format!("{}/", "x".repeat(200)).repeat(4)
+        )
+    };
+    let yaml: String = (0..64).map(item).collect();
+    assert!((50_000..=64 * 1024).contains(&yaml.len()), "{}", yaml.len());
+    assert_eq!(parse_secrets(&yaml).unwrap().len(), 64);
+}
+
+#[test]
+fn a_long_key_is_cut_in_its_message() {
+    let error =
+        parse_secrets(&format!("- {{path: a/b, ? {} : 1}}\n- {{path: A}}", "k".repeat(60_000))).unwrap_err();
+    assert!(error.len() < 600 && error.contains("secrets[1]: path \"A\""), "{error}");
 }
 
 proptest! {

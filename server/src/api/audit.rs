@@ -5,7 +5,7 @@ use keyfold_proto::keyfold::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, answer, bearer, time};
+use super::{Api, time};
 use crate::{
     error::Error,
     store::audit::{Filter, StoredEntry},
@@ -20,12 +20,11 @@ impl AuditService for Api {
         &self,
         request: Request<ListEntriesRequest>,
     ) -> Result<Response<ListEntriesResponse>, Status> {
-        answer("ListEntries", async {
-            let token = bearer(&request);
+        self.answer("ListEntries", async {
+            let call = self.call(&request)?;
             let message = request.into_inner();
             let limit = if message.page_size == 0 { PAGE_DEFAULT } else { message.page_size };
-            let token = token.as_ref().map(|token| token.as_str());
-            let entries = self.broker.audit_entries(token, &filter(message)?, limit).await?;
+            let entries = self.broker.audit_entries(&call, &filter(message)?, limit).await?;
             Ok(ListEntriesResponse { entries: entries.into_iter().map(entry).collect() })
         })
         .await

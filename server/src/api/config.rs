@@ -7,7 +7,7 @@ use keyfold_proto::keyfold::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, answer, bearer, bounded, timestamp};
+use super::{Api, bounded, timestamp};
 use crate::{
     broker::config::{self, WantedObject},
     error::Error,
@@ -23,12 +23,11 @@ impl ConfigService for Api {
         &self,
         request: Request<ApplyObjectsRequest>,
     ) -> Result<Response<ApplyObjectsResponse>, Status> {
-        answer("ApplyObjects", async {
-            let token = bearer(&request);
+        self.answer("ApplyObjects", async {
+            let call = self.call(&request)?;
             let message = request.into_inner();
             let wanted = wanted(message.objects)?;
-            let token = token.as_ref().map(|token| token.as_str());
-            let changes = self.broker.apply_objects(token, &wanted, message.dry_run).await?;
+            let changes = self.broker.apply_objects(&call, &wanted, message.dry_run).await?;
             Ok(ApplyObjectsResponse { changes: changes.into_iter().map(change).collect() })
         })
         .await
@@ -38,13 +37,12 @@ impl ConfigService for Api {
         &self,
         request: Request<GetObjectRequest>,
     ) -> Result<Response<GetObjectResponse>, Status> {
-        answer("GetObject", async {
-            let token = bearer(&request);
+        self.answer("GetObject", async {
+            let call = self.call(&request)?;
             let message = request.into_inner();
-            let token = token.as_ref().map(|token| token.as_str());
             let found = self
                 .broker
-                .object(token, bounded("kind", &message.kind)?, bounded("name", &message.name)?)
+                .object(&call, bounded("kind", &message.kind)?, bounded("name", &message.name)?)
                 .await?;
             Ok(GetObjectResponse { object: Some(object(found)) })
         })
@@ -55,10 +53,9 @@ impl ConfigService for Api {
         &self,
         request: Request<ListObjectsRequest>,
     ) -> Result<Response<ListObjectsResponse>, Status> {
-        answer("ListObjects", async {
-            let token = bearer(&request);
-            let token = token.as_ref().map(|token| token.as_str());
-            let found = self.broker.objects(token, bounded("kind", &request.get_ref().kind)?).await?;
+        self.answer("ListObjects", async {
+            let call = self.call(&request)?;
+            let found = self.broker.objects(&call, bounded("kind", &request.get_ref().kind)?).await?;
             Ok(ListObjectsResponse { objects: found.into_iter().map(object).collect() })
         })
         .await
@@ -68,12 +65,11 @@ impl ConfigService for Api {
         &self,
         request: Request<DeleteObjectRequest>,
     ) -> Result<Response<DeleteObjectResponse>, Status> {
-        answer("DeleteObject", async {
-            let token = bearer(&request);
+        self.answer("DeleteObject", async {
+            let call = self.call(&request)?;
             let message = request.into_inner();
-            let token = token.as_ref().map(|token| token.as_str());
             self.broker
-                .delete_object(token, bounded("kind", &message.kind)?, bounded("name", &message.name)?)
+                .delete_object(&call, bounded("kind", &message.kind)?, bounded("name", &message.name)?)
                 .await?;
             Ok(DeleteObjectResponse {})
         })

@@ -6,7 +6,7 @@ use keyfold_proto::keyfold::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, answer, bearer, bounded, timestamp, version};
+use super::{Api, bounded, timestamp, version};
 use crate::store::keks::KekSummary;
 
 #[tonic::async_trait]
@@ -15,10 +15,9 @@ impl KeyService for Api {
         &self,
         request: Request<ListKeysRequest>,
     ) -> Result<Response<ListKeysResponse>, Status> {
-        answer("ListKeys", async {
-            let token = bearer(&request);
-            let token = token.as_ref().map(|token| token.as_str());
-            let keys = self.broker.keys(token, bounded("keyspace", &request.get_ref().keyspace)?).await?;
+        self.answer("ListKeys", async {
+            let call = self.call(&request)?;
+            let keys = self.broker.keys(&call, bounded("keyspace", &request.get_ref().keyspace)?).await?;
             Ok(ListKeysResponse { keys: keys.into_iter().map(key).collect() })
         })
         .await
@@ -28,11 +27,10 @@ impl KeyService for Api {
         &self,
         request: Request<RotateKeyRequest>,
     ) -> Result<Response<RotateKeyResponse>, Status> {
-        answer("RotateKey", async {
-            let token = bearer(&request);
-            let token = token.as_ref().map(|token| token.as_str());
+        self.answer("RotateKey", async {
+            let call = self.call(&request)?;
             let done =
-                self.broker.rotate_key(token, bounded("keyspace", &request.get_ref().keyspace)?).await?;
+                self.broker.rotate_key(&call, bounded("keyspace", &request.get_ref().keyspace)?).await?;
             Ok(RotateKeyResponse {
                 old_version: done.old_version,
                 new_version: done.new_version,

@@ -9,7 +9,7 @@ use keyfold_proto::keyfold::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, answer, bearer, bounded, fields_in, fields_out, timestamp, version};
+use super::{Api, bounded, fields_in, fields_out, timestamp, version};
 use crate::{
     broker::secrets::{PAGE_MAX, VersionChange},
     error::Error,
@@ -25,13 +25,12 @@ impl SecretService for Api {
         &self,
         request: Request<PutSecretRequest>,
     ) -> Result<Response<PutSecretResponse>, Status> {
-        answer("PutSecret", async {
-            let token = bearer(&request);
+        self.answer("PutSecret", async {
+            let call = self.call(&request)?;
             let mut message = request.into_inner();
             let path = SecretPath::parse(&message.path)?;
             let fields = fields_in(std::mem::take(&mut message.fields))?;
-            let token = token.as_ref().map(|token| token.as_str());
-            let version = self.broker.put_secret(token, &path, &fields, message.expected_version).await?;
+            let version = self.broker.put_secret(&call, &path, &fields, message.expected_version).await?;
             Ok(PutSecretResponse { version })
         })
         .await
@@ -41,12 +40,11 @@ impl SecretService for Api {
         &self,
         request: Request<GetSecretRequest>,
     ) -> Result<Response<GetSecretResponse>, Status> {
-        answer("GetSecret", async {
-            let token = bearer(&request);
+        self.answer("GetSecret", async {
+            let call = self.call(&request)?;
             let message = request.into_inner();
             let path = SecretPath::parse(&message.path)?;
-            let token = token.as_ref().map(|token| token.as_str());
-            let found = self.broker.get_secret(token, &path, message.version).await?;
+            let found = self.broker.get_secret(&call, &path, message.version).await?;
             Ok(GetSecretResponse {
                 path: message.path,
                 version: found.version,
@@ -61,13 +59,12 @@ impl SecretService for Api {
         &self,
         request: Request<ListSecretsRequest>,
     ) -> Result<Response<ListSecretsResponse>, Status> {
-        answer("ListSecrets", async {
-            let token = bearer(&request);
+        self.answer("ListSecrets", async {
+            let call = self.call(&request)?;
             let message = request.into_inner();
             let prefix = bounded("prefix", &message.prefix)?;
             let limit = if message.page_size == 0 { PAGE_MAX } else { message.page_size };
-            let token = token.as_ref().map(|token| token.as_str());
-            let page = self.broker.list_secrets(token, prefix, &message.page_token, limit).await?;
+            let page = self.broker.list_secrets(&call, prefix, &message.page_token, limit).await?;
             let full = page.len() == limit as usize;
             let next = page.last().filter(|_| full).map(|last| last.path.clone());
             let summary = |row: store::secrets::SecretSummary| SecretSummary {
@@ -88,12 +85,11 @@ impl SecretService for Api {
         &self,
         request: Request<GetSecretHistoryRequest>,
     ) -> Result<Response<GetSecretHistoryResponse>, Status> {
-        answer("GetSecretHistory", async {
-            let token = bearer(&request);
+        self.answer("GetSecretHistory", async {
+            let call = self.call(&request)?;
             let message = request.into_inner();
             let path = SecretPath::parse(&message.path)?;
-            let token = token.as_ref().map(|token| token.as_str());
-            let versions = self.broker.secret_history(token, &path).await?;
+            let versions = self.broker.secret_history(&call, &path).await?;
             Ok(GetSecretHistoryResponse {
                 path: message.path,
                 versions: versions.into_iter().map(version_summary).collect(),
@@ -106,12 +102,11 @@ impl SecretService for Api {
         &self,
         request: Request<RollbackSecretRequest>,
     ) -> Result<Response<RollbackSecretResponse>, Status> {
-        answer("RollbackSecret", async {
-            let token = bearer(&request);
+        self.answer("RollbackSecret", async {
+            let call = self.call(&request)?;
             let message = request.into_inner();
             let path = SecretPath::parse(&message.path)?;
-            let token = token.as_ref().map(|token| token.as_str());
-            self.broker.rollback_secret(token, &path, message.version).await?;
+            self.broker.rollback_secret(&call, &path, message.version).await?;
             Ok(RollbackSecretResponse { version: message.version })
         })
         .await
@@ -146,15 +141,14 @@ impl Api {
         request: Request<ChangeVersionsRequest>,
         change: VersionChange,
     ) -> Result<Response<ChangeVersionsResponse>, Status> {
-        answer(rpc, async {
-            let token = bearer(&request);
+        self.answer(rpc, async {
+            let call = self.call(&request)?;
             let message = request.into_inner();
             let path = SecretPath::parse(&message.path)?;
             if message.versions.is_empty() || message.versions.len() > VERSIONS_MAX {
                 return Err(Error::Invalid(format!("name 1 to {VERSIONS_MAX} versions")));
             }
-            let token = token.as_ref().map(|token| token.as_str());
-            let changed = self.broker.change_versions(token, &path, &message.versions, change).await?;
+            let changed = self.broker.change_versions(&call, &path, &message.versions, change).await?;
             Ok(ChangeVersionsResponse { changed })
         })
         .await

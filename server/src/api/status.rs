@@ -43,6 +43,9 @@ fn code(error: &Error) -> Code {
         Error::Database(cause) => database_code(error, cause),
         Error::Corrupt(_) => Code::DataLoss,
         Error::Entropy => Code::Internal,
+        Error::Busy => Code::Aborted,
+        Error::Overloaded => Code::ResourceExhausted,
+        Error::TooSlow => Code::DeadlineExceeded,
     }
 }
 

@@ -6,7 +6,7 @@ use keyfold_proto::keyfold::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, answer, bearer};
+use super::Api;
 use crate::{broker, seal};
 
 #[tonic::async_trait]
@@ -15,9 +15,10 @@ impl SystemService for Api {
         &self,
         request: Request<InitializeRequest>,
     ) -> Result<Response<InitializeResponse>, Status> {
-        answer("Initialize", async {
+        self.answer("Initialize", async {
+            let call = self.call(&request)?;
             let expected = self.bootstrap_token_file.as_deref();
-            let made = self.broker.initialize(&request.get_ref().bootstrap_token, expected).await?;
+            let made = self.broker.initialize(&call, &request.get_ref().bootstrap_token, expected).await?;
             Ok(InitializeResponse {
                 installation_id: made.installation.to_string(),
                 admin_token: String::from_utf8(made.admin_token.into_vec()).unwrap_or_default(),
@@ -30,9 +31,9 @@ impl SystemService for Api {
         &self,
         request: Request<GetStatusRequest>,
     ) -> Result<Response<GetStatusResponse>, Status> {
-        answer("GetStatus", async {
-            let token = bearer(&request);
-            let status = self.broker.status(token.as_ref().map(|token| token.as_str())).await?;
+        self.answer("GetStatus", async {
+            let call = self.call(&request)?;
+            let status = self.broker.status(&call).await?;
             let (state, message) = match status.state {
                 seal::State::Sealed(why) => (State::Sealed, why),
                 seal::State::Uninitialized => (State::Uninitialized, "run keyfold init".to_owned()),

@@ -9,7 +9,7 @@ use keyfold_proto::keyfold::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, answer, bearer, bounded, fields_out};
+use super::{Api, bounded, fields_out};
 use crate::{
     broker::{IssueRequest, WantedItem},
     error::Error,
@@ -24,17 +24,19 @@ impl WorkloadService for Api {
         &self,
         request: Request<IssueSecretsRequest>,
     ) -> Result<Response<IssueSecretsResponse>, Status> {
-        answer("IssueSecrets", async {
-            let driver_token = bearer(&request);
+        self.answer("IssueSecrets", async {
+            let call = self.call(&request)?;
             let message = request.into_inner();
             let issued = self
                 .broker
-                .issue(&IssueRequest {
-                    pod_token: &message.pod_token,
-                    driver_token: driver_token.as_ref().map_or("", |token| token.as_str()),
-                    role: Some(bounded("role", &message.role)?).filter(|role| !role.is_empty()),
-                    items: items(&message.items)?,
-                })
+                .issue(
+                    &call,
+                    &IssueRequest {
+                        pod_token: &message.pod_token,
+                        role: Some(bounded("role", &message.role)?).filter(|role| !role.is_empty()),
+                        items: items(&message.items)?,
+                    },
+                )
                 .await?;
             let secret = |secret: crate::broker::IssuedSecret| IssuedSecret {
                 path: secret.path,

@@ -3,7 +3,7 @@
 use keyfold_core::audit::Operation;
 
 use crate::{
-    broker::Broker,
+    broker::{Broker, Call},
     error::Error,
     store::audit::{self, Filter, StoredEntry},
 };
@@ -18,11 +18,11 @@ impl Broker {
     /// `Invalid` when the limit is beyond `PAGE_MAX`.
     pub async fn audit_entries(
         &self,
-        token: Option<&str>,
+        call: &Call,
         filter: &Filter,
         limit: u32,
     ) -> Result<Vec<StoredEntry>, Error> {
-        self.operate(token, Operation::AuditList {}, |mut work| async move {
+        self.operate(call, Operation::AuditList {}, |mut work| async move {
             if limit > PAGE_MAX {
                 return Err(Error::Invalid(format!("page_size must be at most {PAGE_MAX}")));
             }

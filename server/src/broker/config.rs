@@ -10,7 +10,7 @@ use keyfold_core::{
 use sqlx::PgConnection;
 
 use crate::{
-    broker::Broker,
+    broker::{Broker, Call},
     error::Error,
     keys::keyring::Keyring,
     store::{
@@ -52,7 +52,7 @@ impl Broker {
     /// `Invalid`, naming the object and its field.
     pub async fn apply_objects(
         &self,
-        token: Option<&str>,
+        call: &Call,
         wanted: &[WantedObject],
         dry_run: bool,
     ) -> Result<Vec<ObjectChange>, Error> {
@@ -66,7 +66,7 @@ impl Broker {
             })
             .collect();
         let operation = Operation::ConfigApply { dry_run, objects: named };
-        self.operate(token, operation, |mut work| async move {
+        self.operate(call, operation, |mut work| async move {
             let parsed = parse(wanted)?;
             let mut changes = Vec::with_capacity(parsed.len());
             for (kind, name, spec) in parsed {
@@ -138,9 +138,9 @@ impl Broker {
     ///
     /// # Errors
     /// `NotFound` when there is none, `Invalid` for an unknown kind.
-    pub async fn object(&self, token: Option<&str>, kind: &str, name: &str) -> Result<Object, Error> {
+    pub async fn object(&self, call: &Call, kind: &str, name: &str) -> Result<Object, Error> {
         let operation = Operation::ConfigGet { kind: kind.to_owned(), object: name.to_owned() };
-        self.operate(token, operation, |mut work| async move {
+        self.operate(call, operation, |mut work| async move {
             let found = objects::find(work.tx(), Kind::parse(kind)?, name).await?;
             work.allow(found.ok_or_else(|| no_such_object(kind, name))?).await
         })
@@ -151,9 +151,9 @@ impl Broker {
     ///
     /// # Errors
     /// `Invalid` for an unknown kind.
-    pub async fn objects(&self, token: Option<&str>, kind: &str) -> Result<Vec<Object>, Error> {
+    pub async fn objects(&self, call: &Call, kind: &str) -> Result<Vec<Object>, Error> {
         let operation = Operation::ConfigList { kind: kind.to_owned() };
-        self.operate(token, operation, |mut work| async move {
+        self.operate(call, operation, |mut work| async move {
             let kind = if kind.is_empty() { None } else { Some(Kind::parse(kind)?) };
             let found = objects::list(work.tx(), kind).await?;
             work.allow(found).await
@@ -165,9 +165,9 @@ impl Broker {
     ///
     /// # Errors
     /// `NotFound` when there is none, `Conflict` for a keyspace that has held a secret.
-    pub async fn delete_object(&self, token: Option<&str>, kind: &str, name: &str) -> Result<(), Error> {
+    pub async fn delete_object(&self, call: &Call, kind: &str, name: &str) -> Result<(), Error> {
         let operation = Operation::ConfigDelete { kind: kind.to_owned(), object: name.to_owned() };
-        self.operate(token, operation, |mut work| async move {
+        self.operate(call, operation, |mut work| async move {
             let object = objects::lock(work.tx(), Kind::parse(kind)?, name)
                 .await?
                 .ok_or_else(|| no_such_object(kind, name))?;

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use keyfold_core::{
-    audit::{Actor, Operation, Outcome},
+    audit::{Operation, Record},
     object::Kind,
 };
 use uuid::Uuid;
 
 use crate::{
-    broker::{Broker, Record},
+    broker::{Broker, Call},
     error::Error,
     keys::{
         keyring::number,
@@ -36,9 +36,9 @@ impl Broker {
     ///
     /// # Errors
     /// Those of Postgres.
-    pub async fn keys(&self, token: Option<&str>, keyspace: &str) -> Result<Vec<KekSummary>, Error> {
+    pub async fn keys(&self, call: &Call, keyspace: &str) -> Result<Vec<KekSummary>, Error> {
         let operation = Operation::KeyList { keyspace: keyspace.to_owned() };
-        self.operate(token, operation, |mut work| async move {
+        self.operate(call, operation, |mut work| async move {
             let keys = keks::list(work.tx(), (!keyspace.is_empty()).then_some(keyspace)).await?;
             work.allow(keys).await
         })
@@ -50,16 +50,12 @@ impl Broker {
     ///
     /// # Errors
     /// `NotFound` for an unknown keyspace; `Corrupt` when a DEK does not open.
-    pub async fn rotate_key(
-        self: &Arc<Self>,
-        token: Option<&str>,
-        keyspace: &str,
-    ) -> Result<Rotation, Error> {
+    pub async fn rotate_key(self: &Arc<Self>, call: &Call, keyspace: &str) -> Result<Rotation, Error> {
         let keyring = &*self.seal.keyring()?;
         let asked =
             Operation::KeyRotate { keyspace: keyspace.to_owned(), from_version: None, to_version: None };
-        let (old, new, actor) = self
-            .operate(token, asked, |mut work| async move {
+        let (old, new, record) = self
+            .operate(call, asked, |mut work| async move {
                 // The keyspace's row lock lets one rotation at a time choose the next version.
                 let object = objects::lock(work.tx(), Kind::Keyspace, keyspace)
                     .await?
@@ -77,14 +73,14 @@ impl Broker {
                     from_version: Some(number(old.version)?),
                     to_version: Some(number(new.version)?),
                 });
-                let actor = work.actor();
-                work.allow((old, new, actor)).await
+                let record = work.record();
+                work.allow((old, new, record)).await
             })
             .await?;
         // In a task of its own: the rewrap goes on when the caller goes away, or its time is over.
         let broker = Arc::clone(self);
         let (name, keyspace_id) = (keyspace.to_owned(), new.keyspace_id);
-        let rewrapped = tokio::spawn(async move { broker.rewrap_keyspace(name, keyspace_id, actor).await })
+        let rewrapped = tokio::spawn(async move { broker.rewrap_keyspace(name, keyspace_id, record).await })
             .await
             .map_err(|_| Error::Corrupt(format!("the rewrap of keyspace {keyspace} was cut off")))??;
         Ok(Rotation {
@@ -94,12 +90,11 @@ impl Broker {
         })
     }
 
-    async fn rewrap_keyspace(&self, keyspace: String, id: Uuid, actor: Actor) -> Result<Rewrapped, Error> {
+    async fn rewrap_keyspace(&self, keyspace: String, id: Uuid, record: Record) -> Result<Rewrapped, Error> {
         let keyring = self.seal.keyring()?;
         let rewrapped = rewrap(&self.store, &keyring, id, &*self.entropy).await?;
         let to_version = number(rewrapped.to_version)?;
-        let done = Operation::KeyRewrap { keyspace, to_version, deks: rewrapped.deks };
-        self.append_alone(&Record::new(actor, done), &Outcome::Allowed).await?;
-        Ok(rewrapped)
+        let operation = Operation::KeyRewrap { keyspace, to_version, deks: rewrapped.deks };
+        self.audited(Record { operation, ..record }, Ok(rewrapped)).await
     }
 }

@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use crate::{
-    broker::Broker,
+    broker::{Broker, Call},
     error::Error,
     keys::keyring::{VersionPlace, micros, number, stored},
     store::{
@@ -57,14 +57,14 @@ impl Broker {
     /// `Invalid` for fields out of bounds, `NotFound` for an unknown keyspace, `Conflict` when `expected` is not met.
     pub async fn put_secret(
         &self,
-        token: Option<&str>,
+        call: &Call,
         path: &SecretPath,
         fields: &Fields,
         expected: Option<u32>,
     ) -> Result<u32, Error> {
         let keyring = &*self.seal.keyring()?;
         let operation = Operation::SecretPut { path: path.to_string(), version: None };
-        self.operate(token, operation, |mut work| async move {
+        self.operate(call, operation, |mut work| async move {
             check_fields(fields)?;
             let keyspace =
                 objects::find(work.tx(), Kind::Keyspace, path.keyspace()).await?.ok_or_else(|| {
@@ -75,7 +75,7 @@ impl Broker {
                 secrets::next_version(work.tx(), self.entropy.uuid()?, keyspace.id, path.as_str(), at)
                     .await?;
             let version = number(secret.newest_version)?;
-            let created_by = work.actor().name().to_owned();
+            let created_by = work.operator();
             if expected.is_some_and(|expected| expected != version - 1) {
                 return Err(Error::Conflict(format!(
                     "the newest version of {path} is {}, not {}: read it and try again",
@@ -111,14 +111,14 @@ impl Broker {
     /// `NotFound` when there is no such live version.
     pub async fn get_secret(
         &self,
-        token: Option<&str>,
+        call: &Call,
         path: &SecretPath,
         version: Option<u32>,
     ) -> Result<OpenVersion, Error> {
         let keyring = self.seal.keyring()?;
         let operation = Operation::SecretGet { path: path.to_string(), version };
         let found = self
-            .operate(token, operation, |mut work| async move {
+            .operate(call, operation, |mut work| async move {
                 let found = match version {
                     Some(version) => {
                         secret_versions::numbered(work.tx(), path.as_str(), stored(version)?).await?
@@ -142,13 +142,13 @@ impl Broker {
     /// `Invalid` when the prefix is not whole segments, or the limit is beyond `PAGE_MAX`.
     pub async fn list_secrets(
         &self,
-        token: Option<&str>,
+        call: &Call,
         prefix: &str,
         after: &str,
         limit: u32,
     ) -> Result<Vec<SecretSummary>, Error> {
         let operation = Operation::SecretList { prefix: prefix.to_owned() };
-        self.operate(token, operation, |mut work| async move {
+        self.operate(call, operation, |mut work| async move {
             if !prefix.is_empty() && !prefix.split('/').all(is_segment) {
                 return Err(Error::Invalid(format!(
                     "prefix {prefix:?} must be whole segments, such as payments/eu"
@@ -167,13 +167,9 @@ impl Broker {
     ///
     /// # Errors
     /// `NotFound` when there is no such secret.
-    pub async fn secret_history(
-        &self,
-        token: Option<&str>,
-        path: &SecretPath,
-    ) -> Result<Vec<VersionSummary>, Error> {
+    pub async fn secret_history(&self, call: &Call, path: &SecretPath) -> Result<Vec<VersionSummary>, Error> {
         let operation = Operation::SecretHistory { path: path.to_string() };
-        self.operate(token, operation, |mut work| async move {
+        self.operate(call, operation, |mut work| async move {
             let versions = secret_versions::history(work.tx(), path.as_str()).await?;
             if versions.is_empty() {
                 return Err(no_such_secret(path));
@@ -187,14 +183,9 @@ impl Broker {
     ///
     /// # Errors
     /// `NotFound` when there is no such live version.
-    pub async fn rollback_secret(
-        &self,
-        token: Option<&str>,
-        path: &SecretPath,
-        version: u32,
-    ) -> Result<(), Error> {
+    pub async fn rollback_secret(&self, call: &Call, path: &SecretPath, version: u32) -> Result<(), Error> {
         let operation = Operation::SecretRollback { path: path.to_string(), version };
-        self.operate(token, operation, |mut work| async move {
+        self.operate(call, operation, |mut work| async move {
             let secret = lock(work.tx(), path).await?;
             secret_versions::numbered(work.tx(), path.as_str(), stored(version)?)
                 .await?
@@ -211,18 +202,18 @@ impl Broker {
     /// `NotFound` when there is no such secret or version.
     pub async fn change_versions(
         &self,
-        token: Option<&str>,
+        call: &Call,
         path: &SecretPath,
         versions: &[u32],
         change: VersionChange,
     ) -> Result<Vec<u32>, Error> {
         let operation = change.operation(path, versions.to_vec());
-        self.operate(token, operation, |mut work| async move {
+        self.operate(call, operation, |mut work| async move {
             let secret = lock(work.tx(), path).await?;
             if let Some(unknown) =
                 versions.iter().find(|v| **v == 0 || i64::from(**v) > i64::from(secret.newest_version))
             {
-                return Err(no_such_version(path, Some(*unknown)));
+                return Err(Error::NotFound(format!("secret {path} has no version {unknown}")));
             }
             let wanted = versions.iter().map(|v| stored(*v)).collect::<Result<Vec<_>, _>>()?;
             let changed = match change {

@@ -1,6 +1,6 @@
 //! The installation: making it, and saying how it is.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path};
 
 use keyfold_core::{
     audit::{Actor, Operation, Outcome},
@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     authn::{AdminToken, generate_admin_token},
-    broker::{Broker, Record},
+    broker::{Broker, Call},
     error::Error,
     keys::keyring::Keyring,
     seal::State,
@@ -23,9 +23,8 @@ use crate::{
 /// How audit entries name the operator that `init` makes.
 pub const INITIAL_ADMINISTRATOR: &str = "initial-administrator";
 
-/// How long finding out the state may take: a connection that is silent must not pass for a healthy one. Longer than
-/// the wait for a connection.
-const STATE_MAX: Duration = Duration::from_secs(8);
+/// Shortest bootstrap token that is taken: nobody must guess it.
+const BOOTSTRAP_TOKEN_BYTES_MIN: usize = 16;
 
 /// A new installation.
 pub struct Initialized {
@@ -62,13 +61,20 @@ impl Broker {
     ///
     /// # Errors
     /// `Refused` for a wrong bootstrap token or an initialised installation, `Sealed` without database or root key.
-    pub async fn initialize(&self, bootstrap: &str, expected: Option<&Path>) -> Result<Initialized, Error> {
-        if let State::Sealed(why) = self.seal.unseal(&self.store).await {
+    pub async fn initialize(
+        &self,
+        call: &Call,
+        bootstrap: &str,
+        expected: Option<&Path>,
+    ) -> Result<Initialized, Error> {
+        if matches!(self.seal.state(), State::Sealed(_))
+            && let State::Sealed(why) = self.refresh().await
+        {
             return Err(Error::Sealed(why));
         }
-        let operation = Operation::SystemInitialize {};
+        let anyone = || call.record(Actor::unknown(), Operation::SystemInitialize {});
         if let Err(refusal) = check_bootstrap_token(bootstrap, expected) {
-            return self.audited(Record::new(Actor::unknown(), operation), Err(refusal.into())).await;
+            return self.audited(anyone(), Err(refusal.into())).await;
         }
         let roots = &self.seal.root_keys()?;
         let made = self
@@ -86,64 +92,60 @@ impl Broker {
                 let admin = AdminToken { name: INITIAL_ADMINISTRATOR.to_owned(), token_hash };
                 admin_tokens::insert(&mut tx, self.entropy.uuid()?, &admin, at).await?;
                 let actor = Actor::Operator { name: INITIAL_ADMINISTRATOR.to_owned() };
-                let record = Record::new(actor, Operation::SystemInitialize {});
+                let record = call.record(actor, Operation::SystemInitialize {});
                 self.append(&mut tx, &record, &Outcome::Allowed).await?;
                 tx.commit(Initialized { installation: id, admin_token }).await
             })
             .await;
         let made = match made {
-            Err(error) if error.is_answer() => {
-                self.audited(Record::new(Actor::unknown(), operation), Err(error)).await?
-            }
+            Err(error) if error.is_answer() => self.audited(anyone(), Err(error)).await?,
             made => made?,
         };
-        self.seal.unseal(&self.store).await;
+        self.seal.refresh(&self.store).await;
         Ok(made)
     }
 
-    /// How the server is; with an operator's token also the details.
+    /// Looks at the database and the root key anew.
+    pub async fn refresh(&self) -> State {
+        self.seal.refresh(&self.store).await;
+        self.seal.state()
+    }
+
+    /// How the server is, as it last looked; with an operator's token also the details.
     ///
     /// # Errors
     /// `Refused` when a token is given and is not an operator's.
-    pub async fn status(&self, token: Option<&str>) -> Result<Status, Error> {
-        let state = tokio::time::timeout(STATE_MAX, self.state())
-            .await
-            .unwrap_or_else(|_| State::Sealed("the database does not answer".into()));
-        let details = match (&state, token) {
-            (State::Serving(keyring), Some(token)) => Some(self.status_details(keyring, token).await?),
+    pub async fn status(&self, call: &Call) -> Result<Status, Error> {
+        let state = self.seal.state();
+        let details = match (&state, call.token()) {
+            (State::Serving(keyring), Some(_)) => Some(self.status_details(call, keyring).await?),
             _ => None,
         };
         Ok(Status { state, details })
     }
 
-    async fn state(&self) -> State {
-        match self.seal.unseal(&self.store).await {
-            State::Serving(keyring) => match self.store.check_schema().await {
-                Ok(_) => State::Serving(keyring),
-                Err(Error::Sealed(why)) => State::Sealed(why),
-                Err(_) => State::Sealed("the database cannot be reached".into()),
-            },
-            other => other,
-        }
-    }
-
-    async fn status_details(&self, keyring: &Keyring, token: &str) -> Result<StatusDetails, Error> {
-        self.operator(Some(token)).await?;
-        let mut connection = self.store.connection().await?;
-        let admins = admin_tokens::live(&mut connection).await?;
-        Ok(StatusDetails {
-            installation: keyring.installation(),
-            schema_version: schema_version(),
-            root_key_id: keyring.root_key_id(),
-            audit_entries: audit::size(&mut connection).await?,
-            initial_administrator_active: admins.iter().any(|admin| admin.name == INITIAL_ADMINISTRATOR),
+    async fn status_details(&self, call: &Call, keyring: &Keyring) -> Result<StatusDetails, Error> {
+        self.operate(call, Operation::SystemStatus {}, |mut work| async move {
+            let admins = admin_tokens::live(work.tx()).await?;
+            let details = StatusDetails {
+                installation: keyring.installation(),
+                schema_version: schema_version(),
+                root_key_id: keyring.root_key_id(),
+                audit_entries: audit::size(work.tx()).await?,
+                initial_administrator_active: admins.iter().any(|admin| admin.name == INITIAL_ADMINISTRATOR),
+            };
+            work.allow(details).await
         })
+        .await
     }
 }
 
 fn check_bootstrap_token(presented: &str, expected: Option<&Path>) -> Result<(), Refusal> {
     let expected = expected.and_then(|path| fs::read(path).ok()).map(Zeroizing::new);
-    let expected = expected.as_ref().map(|token| token.trim_ascii()).filter(|token| !token.is_empty());
+    let expected = expected
+        .as_ref()
+        .map(|token| token.trim_ascii())
+        .filter(|token| token.len() >= BOOTSTRAP_TOKEN_BYTES_MIN);
     match expected {
         Some(expected) if bool::from(expected.ct_eq(presented.trim().as_bytes())) => Ok(()),
         _ => Err(Refusal::BootstrapToken),

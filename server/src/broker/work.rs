@@ -1,11 +1,11 @@
 //! An operator's operation under way. In a module of its own, so that no operation can commit past its audit entry:
 //! `OperatorWork::allow` is the only way to `Allowed`.
 
-use keyfold_core::audit::{Actor, Operation, Outcome};
+use keyfold_core::audit::{Operation, Outcome, Record};
 use sqlx::PgConnection;
 
 use crate::{
-    broker::{Broker, Record},
+    broker::Broker,
     error::Error,
     store::{Committed, Tx},
 };
@@ -35,9 +35,14 @@ impl<'a> OperatorWork<'a> {
         self.record.operation = operation;
     }
 
+    /// What its entry will state as far as is known.
+    pub(crate) fn record(&self) -> Record {
+        self.record.clone()
+    }
+
     /// Who does it.
-    pub(crate) fn actor(&self) -> Actor {
-        self.record.actor.clone()
+    pub(crate) fn operator(&self) -> String {
+        self.record.actor.name().to_owned()
     }
 
     /// Appends the entry, commits, and gives `value` back.

@@ -1,6 +1,9 @@
 //! The unsealed keys of one process: the root-wrapping key, and the KEKs that were needed so far.
 
-use std::{collections::HashMap, sync::Arc, sync::RwLock};
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use keyfold_core::{
     entropy::Entropy,
@@ -22,13 +25,21 @@ use crate::{
     },
 };
 
+/// An open KEK, with the place that it was opened in.
+#[derive(Clone)]
+pub struct Kek {
+    key: Arc<Key>,
+    keyspace: Uuid,
+    version: i32,
+}
+
 /// What the server can open while it is unsealed. Key material by id never changes, so what is cached is never stale.
 pub struct Keyring {
     installation: Uuid,
     rwk: Key,
     rwk_ref: KeyRef,
     root_key_id: Uuid,
-    keks: RwLock<HashMap<Uuid, Arc<Key>>>,
+    keks: RwLock<HashMap<Uuid, Kek>>,
 }
 
 impl Keyring {
@@ -96,38 +107,48 @@ impl Keyring {
         })
     }
 
-    /// The KEK of that id, unwrapped now or earlier.
+    /// The KEK that wraps a DEK of this keyspace, as its row names it; unwrapped now or earlier.
     ///
     /// # Errors
-    /// `Corrupt` when it is not there or does not open; those of Postgres.
-    pub async fn kek(&self, connection: &mut PgConnection, id: Uuid) -> Result<Arc<Key>, Error> {
-        if let Some(kek) = self.cached(id) {
-            return Ok(kek);
-        }
-        let wrapped = keks::find(connection, id).await?;
-        self.unwrap_kek(&wrapped.ok_or_else(|| Error::Corrupt(format!("keks: no row {id}")))?)
+    /// `Corrupt` when it is not there, does not open, or belongs elsewhere; those of Postgres.
+    pub async fn kek(
+        &self,
+        connection: &mut PgConnection,
+        keyspace: Uuid,
+        id: Uuid,
+        version: i32,
+    ) -> Result<Kek, Error> {
+        let kek = match self.cached(id) {
+            Some(kek) => kek,
+            None => {
+                let wrapped = keks::find(connection, id).await?;
+                self.unwrap_kek(&wrapped.ok_or_else(|| Error::Corrupt(format!("keks: no row {id}")))?)?
+            }
+        };
+        kek.in_place(id, keyspace, version)
     }
 
     /// A KEK out of its row, unwrapped now or earlier.
     ///
     /// # Errors
-    /// `Corrupt` when it does not open.
-    pub fn unwrap_kek(&self, wrapped: &WrappedKek) -> Result<Arc<Key>, Error> {
+    /// `Corrupt` when it does not open, or was opened in another place.
+    pub fn unwrap_kek(&self, wrapped: &WrappedKek) -> Result<Kek, Error> {
         if let Some(kek) = self.cached(wrapped.id) {
-            return Ok(kek);
+            return kek.in_place(wrapped.id, wrapped.keyspace_id, wrapped.version);
         }
         let kek_ref = KeyRef { id: wrapped.id, version: number(wrapped.version)? };
         let context = self.kek_context(wrapped.keyspace_id, kek_ref);
         let corrupt = |why: String| Error::Corrupt(format!("keks.wrapped of {}: {why}", wrapped.id));
         let bytes = envelope::open(&self.rwk, self.rwk_ref, &context.associated_data(), &wrapped.wrapped)
             .map_err(|error| corrupt(error.to_string()))?;
-        let kek = Arc::new(Key::try_from(bytes.expose()).map_err(|error| corrupt(error.to_string()))?);
-        self.keks.write().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(wrapped.id, kek.clone());
+        let key = Arc::new(Key::try_from(bytes.expose()).map_err(|error| corrupt(error.to_string()))?);
+        let kek = Kek { key, keyspace: wrapped.keyspace_id, version: wrapped.version };
+        self.keks.write().unwrap_or_else(PoisonError::into_inner).insert(wrapped.id, kek.clone());
         Ok(kek)
     }
 
-    fn cached(&self, id: Uuid) -> Option<Arc<Key>> {
-        self.keks.read().unwrap_or_else(|poisoned| poisoned.into_inner()).get(&id).cloned()
+    fn cached(&self, id: Uuid) -> Option<Kek> {
+        self.keks.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
     fn kek_context(&self, keyspace: Uuid, kek: KeyRef) -> KekContext<'static> {
@@ -184,7 +205,7 @@ impl Keyring {
         connection: &mut PgConnection,
         version: &StoredVersion,
     ) -> Result<Fields, Error> {
-        let kek = self.kek(connection, version.kek_id).await?;
+        let kek = self.kek(connection, version.keyspace_id, version.kek_id, version.kek_version).await?;
         let corrupt = |why: &dyn ToString| {
             Error::Corrupt(format!("{} version {}: {}", version.path, version.version, why.to_string()))
         };
@@ -221,7 +242,7 @@ impl Keyring {
     /// `Corrupt` when the DEK does not open, before or after.
     pub fn rewrap_dek(
         &self,
-        from: &Key,
+        from: &Kek,
         dek: WrappedDek,
         to: &WrappedKek,
         entropy: &dyn Entropy,
@@ -229,7 +250,7 @@ impl Keyring {
         let key = self.unwrap_dek(from, &dek)?;
         let moved = WrappedDek { kek_id: to.id, kek_version: to.version, wrapped: Vec::new(), ..dek };
         let moved = self.wrap_dek(&key, moved, to, entropy)?;
-        if self.unwrap_dek(&*self.unwrap_kek(to)?, &moved)? != key {
+        if self.unwrap_dek(&self.unwrap_kek(to)?, &moved)? != key {
             return Err(Error::Corrupt(format!("deks.wrapped of {}: changed by its rewrap", moved.id)));
         }
         Ok(moved)
@@ -245,16 +266,16 @@ impl Keyring {
         let key = self.unwrap_kek(kek)?;
         let kek_ref = KeyRef { id: kek.id, version: number(kek.version)? };
         let context = self.dek_context(&row)?;
-        let wrapped = envelope::seal(&key, kek_ref, &context.associated_data(), dek.expose(), entropy)?;
+        let wrapped = envelope::seal(&key.key, kek_ref, &context.associated_data(), dek.expose(), entropy)?;
         Ok(WrappedDek { wrapped, ..row })
     }
 
-    fn unwrap_dek(&self, kek: &Key, row: &WrappedDek) -> Result<Key, Error> {
+    fn unwrap_dek(&self, kek: &Kek, row: &WrappedDek) -> Result<Key, Error> {
         let corrupt =
             |why: &dyn ToString| Error::Corrupt(format!("deks.wrapped of {}: {}", row.id, why.to_string()));
         let kek_ref = KeyRef { id: row.kek_id, version: number(row.kek_version)? };
         let context = self.dek_context(row)?;
-        let bytes = envelope::open(kek, kek_ref, &context.associated_data(), &row.wrapped)
+        let bytes = envelope::open(&kek.key, kek_ref, &context.associated_data(), &row.wrapped)
             .map_err(|error| corrupt(&error))?;
         Key::try_from(bytes.expose()).map_err(|error| corrupt(&error))
     }
@@ -280,6 +301,16 @@ impl Keyring {
             dek,
             metadata_digest: envelope::metadata_digest(place.path, place.created_at_micros, place.created_by),
         }
+    }
+}
+
+impl Kek {
+    /// Gives the key only for the place that it was opened in: the cache must not lift what binds a KEK to its keyspace.
+    fn in_place(self, id: Uuid, keyspace: Uuid, version: i32) -> Result<Self, Error> {
+        if self.keyspace == keyspace && self.version == version {
+            return Ok(self);
+        }
+        Err(Error::Corrupt(format!("keks: {id} is the key of another keyspace or version")))
     }
 }
 

@@ -65,7 +65,7 @@ async fn rewrap_batch(
     let claimed = deks::claim_older_than(connection, keyspace_id, target.version, BATCH_MAX).await?;
     let (mut ids, mut wrapped) = (Vec::with_capacity(claimed.len()), Vec::with_capacity(claimed.len()));
     for dek in claimed {
-        let from = keyring.kek(connection, dek.kek_id).await?;
+        let from = keyring.kek(connection, dek.keyspace_id, dek.kek_id, dek.kek_version).await?;
         let moved = keyring.rewrap_dek(&from, dek, &target, entropy)?;
         ids.push(moved.id);
         wrapped.push(moved.wrapped);

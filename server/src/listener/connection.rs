@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -9,30 +10,37 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::OwnedSemaphorePermit,
 };
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
+
+use super::places::Place;
+
+/// Where a connection came from.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub IpAddr);
 
 /// A TLS connection.
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     /// What was read already, and is read once more.
     replay: &'static [u8],
-    _place: OwnedSemaphorePermit,
+    place: Place,
 }
 
 impl Connection {
     /// A connection from which `replay` was read already, and that gives `place` back when it is dropped.
-    pub fn new(stream: TlsStream<TcpStream>, replay: &'static [u8], place: OwnedSemaphorePermit) -> Self {
-        Self { stream, replay, _place: place }
+    pub fn new(stream: TlsStream<TcpStream>, replay: &'static [u8], place: Place) -> Self {
+        Self { stream, replay, place }
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ();
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Peer {
+        Peer(self.place.peer())
+    }
 }
 
 impl AsyncRead for Connection {

@@ -1,10 +1,14 @@
 //! Tables `audit_head` and `audit_entries`: the audit log.
 
+use futures_util::TryStreamExt as _;
 use keyfold_core::audit::{Entry, Outcome, leaf_hash};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use crate::error::Error;
+
+/// Bytes of entries after which a page ends.
+const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A stored entry.
 pub struct StoredEntry {
@@ -63,7 +67,7 @@ pub async fn append(connection: &mut PgConnection, at: OffsetDateTime, entry: &E
     Ok(())
 }
 
-/// Up to `limit` entries that match, newest first.
+/// Up to `limit` entries that match, newest first; fewer when they are large. Only an empty page is the end.
 ///
 /// # Errors
 /// Those of Postgres.
@@ -72,7 +76,7 @@ pub async fn list(
     filter: &Filter,
     limit: i64,
 ) -> Result<Vec<StoredEntry>, Error> {
-    Ok(sqlx::query_as!(
+    let mut rows = sqlx::query_as!(
         StoredEntry,
         "SELECT index, entry, leaf_hash FROM audit_entries
          WHERE ($1::text IS NULL OR operation = $1) AND ($2::text IS NULL OR actor = $2)
@@ -89,8 +93,16 @@ pub async fn list(
         filter.before_index,
         limit
     )
-    .fetch_all(connection)
-    .await?)
+    .fetch(connection);
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.try_next().await? {
+        bytes += row.entry.len();
+        page.push(row);
+        if bytes >= PAGE_BYTES_MAX {
+            break;
+        }
+    }
+    Ok(page)
 }
 
 /// The number of entries.

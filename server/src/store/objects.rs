@@ -172,3 +172,21 @@ pub async fn delete(connection: &mut PgConnection, id: Uuid) -> Result<(), Error
     sqlx::query!("DELETE FROM objects WHERE id = $1", id).execute(connection).await?;
     Ok(())
 }
+
+/// Whether all of `objects` are as they were read: neither changed, nor deleted, nor deleted and created again.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn stand_unchanged(connection: &mut PgConnection, objects: &[Object]) -> Result<bool, Error> {
+    let (ids, generations): (Vec<_>, Vec<_>) =
+        objects.iter().map(|object| (object.id, object.generation as i64)).unzip();
+    let standing = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM objects
+           JOIN UNNEST($1::uuid[], $2::bigint[]) AS wanted (id, generation) USING (id, generation)"#,
+        &ids,
+        &generations
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(usize::try_from(standing) == Ok(objects.len()))
+}

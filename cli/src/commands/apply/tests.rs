@@ -45,6 +45,21 @@ fn a_new_object_shows_all_its_fields() {
 }
 
 #[test]
+fn a_change_of_invisible_characters_shows() {
+    let change = view(&ObjectChange {
+        change: ChangeKind::Changed.into(),
+        before: Some(object(r#"{"description":"money"}"#, 1)),
+        after: Some(object("{\"description\":\"money\u{202e}\u{9b}2J\"}", 2)),
+    });
+    insta::assert_snapshot!(draw(&[change]), @r#"
+    --- AppRole/payments-api (generation 1)
+    +++ AppRole/payments-api
+    -spec.description: "money"
+    +spec.description: "money\u202e\u009b2J"
+    "#);
+}
+
+#[test]
 fn an_object_that_stays_has_no_field_changes() {
     let change = view(&ObjectChange {
         change: ChangeKind::Unchanged.into(),

@@ -20,7 +20,7 @@ fn the_table_shows_who_did_what_to_what_and_how_it_ended() {
         entry(2, &operation(r#"{"name":"config.list","kind":"AppRole"}"#)),
         entry(0, "{}"),
     ];
-    insta::assert_snapshot!(draw(&entries), @r"
+    insta::assert_snapshot!(draw(entries.iter().map(row).collect()), @r"
     INDEX  TIME                  OPERATION      ACTOR                               ON                        OUTCOME
     8      2026-01-01T08:00:01Z  secret.get     admin                               x [2J/y                   refused: no-grant
     7      2026-01-01T08:00:00Z  secret.issue   system:serviceaccount:payments:api  payments/db payments/tls  allowed
@@ -42,8 +42,72 @@ fn a_json_line_is_the_exact_entry_with_its_place_and_hash_in_front() {
 }
 
 #[test]
+fn an_entry_that_is_not_ascii_is_escaped_and_means_the_same() {
+    let entry = entry(7, "{\"path\":\"\u{9b}2J\u{202e}bd\u{7f}\"}");
+    let line = json_line(&entry).unwrap();
+    assert_eq!(
+        line,
+        format!("{{\"index\":7,\"leaf_hash\":\"ab01\",{}\n", r#""path":"\u009b2J\u202ebd\u007f"}"#)
+    );
+    assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), value(&entry).unwrap());
+}
+
+#[test]
+fn an_entry_cannot_claim_another_place() {
+    let value = value(&entry(7, r#"{"index":9,"leaf_hash":"00"}"#)).unwrap();
+    assert_eq!(value, serde_json::json!({"index": 7, "leaf_hash": "ab01"}));
+}
+
+fn pages(limit: u32) -> Pages {
+    Pages::new(&Filter {
+        operation: Some("secret.get".into()),
+        actor: None,
+        path: None,
+        outcome: None,
+        since: None,
+        until: None,
+        limit,
+    })
+}
+
+fn asked(pages: &Pages) -> Option<(u32, u64)> {
+    let request = pages.request.as_ref()?;
+    assert_eq!(request.operation, "secret.get", "each page has the same filter");
+    Some((request.page_size, request.before_index))
+}
+
+fn page(indexes: std::ops::Range<u64>) -> Vec<AuditEntry> {
+    indexes.rev().map(|index| entry(index, ISSUED)).collect()
+}
+
+#[test]
+fn only_an_empty_page_is_the_end() {
+    let mut pages = pages(1000);
+    assert_eq!(asked(&pages), Some((100, 0)));
+    assert_eq!(pages.take(page(497..500)).map(|page| page.len()), Some(3), "fewer than asked for");
+    assert_eq!(asked(&pages), Some((100, 497)));
+    assert_eq!(pages.take(page(496..497)).map(|page| page.len()), Some(1));
+    assert_eq!(asked(&pages), Some((100, 496)));
+    assert!(pages.take(Vec::new()).is_none());
+    assert_eq!(asked(&pages), None);
+}
+
+#[test]
+fn the_limit_and_the_first_entry_end_the_list() {
+    let mut limited = pages(105);
+    limited.take(page(400..500));
+    assert_eq!(asked(&limited), Some((5, 400)));
+    assert_eq!(limited.take(page(390..400)).map(|page| page.len()), Some(5), "never more than wanted");
+    assert_eq!(asked(&limited), None);
+
+    let mut whole = pages(105);
+    assert_eq!(whole.take(page(0..3)).map(|page| page.len()), Some(3));
+    assert_eq!(asked(&whole), None);
+}
+
+#[test]
 fn what_is_not_one_line_of_json_is_not_passed_on() {
-    for text in ["", "{}", "[]", "text", "{\"a\":\n1}", "{\"a\":1"] {
+    for text in ["", "{}", "[]", "text", "{\"a\":\n1}", "{\"a\":\t1}", " {\"a\":1}", "{\"a\":1"] {
         let failure = json_line(&entry(5, text)).unwrap_err();
         assert!(failure.to_string().contains("entry 5"), "{failure}");
     }

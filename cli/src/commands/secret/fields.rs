@@ -13,7 +13,10 @@ use keyfold_proto::keyfold::v1::Field;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use zeroize::Zeroizing;
 
-use crate::exit::{Failure, io_reason};
+use crate::{
+    documents::title,
+    exit::{Failure, io_reason},
+};
 
 /// Largest source that is read: twice what the server takes for a secret, since JSON escapes some bytes.
 const SOURCE_LEN_MAX: u64 = 1024 * 1024;
@@ -149,10 +152,6 @@ impl<'de> Deserialize<'de> for Fields {
         }
         deserializer.deserialize_map(Members)
     }
-}
-
-fn title(file: &Path) -> String {
-    if file == Path::new("-") { "standard input".into() } else { file.display().to_string() }
 }
 
 fn wrong(reason: impl Into<String>) -> Failure {

@@ -108,7 +108,7 @@ pub async fn get(global: &Global, args: &GetArgs) -> Result<Exit, Failure> {
         (Some(name), _, _) => output::write(&find(&secret, name, &what)?.value)?,
         (None, Some(folder), _) => write_files(&secret, folder, &what)?,
         (None, None, Format::Table) => {
-            output::write(draw_fields(&secret).as_bytes())?;
+            output::text(&draw_fields(&secret))?;
             output::note("values are left out here: see them with -o json, --field NAME or --out-dir DIR");
         }
         (None, None, format) => {

@@ -9,8 +9,9 @@ use super::read::fetch_history;
 use crate::{
     args::Global,
     client::Client,
-    exit::{Exit, Failure, one_line},
+    exit::{Exit, Failure},
     output,
+    terminal::one_line,
 };
 
 /// Arguments of `secret rollback`.
@@ -68,13 +69,26 @@ pub struct DestroyArgs {
     yes: bool,
 }
 
+/// A state that versions are brought into.
+#[derive(Clone, Copy)]
+struct Change {
+    state: &'static str,
+    /// What a version can be that stays as it was.
+    else_already: &'static str,
+}
+
+const DELETED: Change = Change { state: "deleted", else_already: "deleted or destroyed" };
+const UNDELETED: Change = Change { state: "live", else_already: "live, or destroyed" };
+const DESTROYED: Change = Change { state: "destroyed", else_already: "destroyed" };
+
 #[derive(Serialize)]
 struct Changed<'a> {
     path: &'a str,
     change: &'static str,
     versions: Vec<u32>,
-    /// Already so before the call.
     unchanged: Vec<u32>,
+    #[serde(skip)]
+    else_already: &'static str,
 }
 
 #[derive(Serialize)]
@@ -114,7 +128,7 @@ pub async fn delete(global: &Global, args: &DeleteArgs) -> Result<Exit, Failure>
     let what = format!("cannot delete versions of secret {}", args.path);
     let request = ChangeVersionsRequest { path: args.path.clone(), versions: versions.clone() };
     let answer = client.call(&what, client.secrets().delete_versions(request)).await?;
-    report(global, &args.path, "deleted", &versions, answer.changed)
+    report(global, &args.path, DELETED, &versions, answer.changed)
 }
 
 /// Brings hidden versions back.
@@ -126,7 +140,7 @@ pub async fn undelete(global: &Global, args: &UndeleteArgs) -> Result<Exit, Fail
     let what = format!("cannot undelete versions of secret {}", args.path);
     let request = ChangeVersionsRequest { path: args.path.clone(), versions: args.versions.clone() };
     let answer = client.call(&what, client.secrets().undelete_versions(request)).await?;
-    report(global, &args.path, "live", &args.versions, answer.changed)
+    report(global, &args.path, UNDELETED, &args.versions, answer.changed)
 }
 
 /// Removes versions for good, once someone said yes.
@@ -142,7 +156,7 @@ pub async fn destroy(global: &Global, args: &DestroyArgs) -> Result<Exit, Failur
     }
     let request = ChangeVersionsRequest { path: args.path.clone(), versions: args.versions.clone() };
     let answer = client.call(&what, client.secrets().destroy_versions(request)).await?;
-    report(global, &args.path, "destroyed", &args.versions, answer.changed)
+    report(global, &args.path, DESTROYED, &args.versions, answer.changed)
 }
 
 fn current_version(history: &GetSecretHistoryResponse) -> Result<u32, Failure> {
@@ -176,22 +190,25 @@ fn confirm(what: &str, question: &str, terminal: bool, answers: &mut dyn BufRead
 fn report(
     global: &Global,
     path: &str,
-    change: &'static str,
+    change: Change,
     asked: &[u32],
     versions: Vec<u32>,
 ) -> Result<Exit, Failure> {
     let unchanged = asked.iter().copied().filter(|version| !versions.contains(version)).collect();
-    output::print(global.output, &Changed { path, change, versions, unchanged }, describe)?;
+    let Change { state, else_already } = change;
+    let changed = Changed { path, change: state, versions, unchanged, else_already };
+    output::print(global.output, &changed, describe)?;
     Ok(Exit::Done)
 }
 
 fn describe(changed: &Changed<'_>) -> String {
-    let line = |versions: &[u32], state: &str| match versions {
+    let line = |versions: &[u32], what: &str| match versions {
         [] => String::new(),
-        [one] => format!("{}: version {one} {state} {}\n", changed.path, changed.change),
-        many => format!("{}: versions {} {state} {}\n", changed.path, output::numbers(many), changed.change),
+        [one] => format!("{}: version {one} {what}\n", changed.path),
+        many => format!("{}: versions {} {what}\n", changed.path, output::numbers(many)),
     };
-    line(&changed.versions, "now") + &line(&changed.unchanged, "already")
+    line(&changed.versions, &format!("now {}", changed.change))
+        + &line(&changed.unchanged, &format!("already {}", changed.else_already))
 }
 
 #[cfg(test)]

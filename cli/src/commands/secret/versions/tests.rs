@@ -56,10 +56,11 @@ fn delete_without_versions_means_the_current_one() {
 
 #[test]
 fn what_was_so_already_is_told_apart() {
-    let changed =
-        Changed { path: "payments/db", change: "deleted", versions: vec![1, 2], unchanged: vec![4] };
+    let Change { state, else_already } = UNDELETED;
+    let (versions, unchanged) = (vec![1, 2], vec![4]);
+    let changed = Changed { path: "payments/db", change: state, versions, unchanged, else_already };
     insta::assert_snapshot!(describe(&changed), @r"
-    payments/db: versions 1, 2 now deleted
-    payments/db: version 4 already deleted
+    payments/db: versions 1, 2 now live
+    payments/db: version 4 already live, or destroyed
     ");
 }
