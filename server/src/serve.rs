@@ -34,6 +34,9 @@ use crate::{
 /// How often the server looks whether it can serve.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How long the first look at the database may keep the server from accepting connections.
+const FIRST_LOOK_MAX: Duration = Duration::from_secs(2);
+
 /// How long calls in work may take once the server is to stop: within the 30 s that Kubernetes gives a pod.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(20);
 
@@ -97,6 +100,8 @@ impl Bound {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), String> {
         let limits = &self.config.limits;
         let (reporter, health) = tonic_health::server::health_reporter();
+        // The first answer should be true; a database that is away must not keep the server from saying so.
+        let _ = tokio::time::timeout(FIRST_LOOK_MAX, self.broker.refresh()).await;
         let watcher = tokio::spawn(watch(self.broker, reporter));
         let incoming = listener::accept(self.listener, self.tls, limits, shutdown.clone());
         let services =

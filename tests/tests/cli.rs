@@ -324,14 +324,17 @@ async fn entries_that_no_one_message_could_hold_are_all_listed() {
 async fn what_callers_wrote_cannot_steer_the_terminal_of_who_reads_it() {
     let installation = Installation::new().await;
     let cli = &installation.cli;
-    let refused = cli.fails("key list no\u{202e}ne\u{9b}2J\u{1b}[2J\u{2066}");
-    assert_eq!(refused, "3 keyfold: cannot list keys: there is no keyspace no ne 2J [2J, or it has no key.");
+    let refused = cli.fails("key list no\u{202e}ne\u{9b}2J\u{1b}[2J\u{2066}x");
+    assert_eq!(
+        refused,
+        "3 keyfold: cannot list keys: there is no keyspace no ne 2J [2J x, or it has no key."
+    );
     let table = cli.ok("audit list --operation key.list");
-    assert!(table.contains("no ne 2J [2J"), "{table}");
+    assert!(table.contains("no ne 2J [2J x"), "{table}");
     let json = cli.ok("audit list --operation key.list -o json");
-    assert!(json.contains(r"no\u202ene\u009b2J\u001b[2J\u2066"), "{json}");
+    assert!(json.contains(r"no\u202ene\u009b2J\u001b[2J\u2066x"), "{json}");
     let yaml = cli.ok("audit list --operation key.list -o yaml");
-    assert!(yaml.contains(r"no\U0000202Ene\U0000009B2J\u001b[2J\U00002066"), "{yaml}");
+    assert!(yaml.contains(r"no\U0000202Ene\U0000009B2J\u001b[2J\U00002066x"), "{yaml}");
     for text in [table, json, yaml] {
         assert!(text.chars().all(|character| matches!(character, '\n' | ' '..='~')), "{text:?}");
     }
