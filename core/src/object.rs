@@ -6,9 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{name::ObjectName, pattern::Pattern};
 
-/// The `apiVersion` of every object.
-pub const API_VERSION: &str = "keyfold.dev/v1";
-
 /// Why an object was refused: names the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

@@ -32,11 +32,6 @@ impl Fields {
         self.0.insert(name, value)
     }
 
-    /// The value of one field.
-    pub fn get(&self, name: &str) -> Option<&SecretBytes> {
-        self.0.get(name)
-    }
-
     /// Fields in order.
     pub fn iter(&self) -> btree_map::Iter<'_, String, SecretBytes> {
         self.0.iter()

@@ -17,7 +17,7 @@ use keyfold_core::clock::{Clock as _, SystemClock};
 use keyfold_proto::{
     csi::v1::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest},
     keyfold::v1::{
-        GetStatusRequest, GetStatusResponse, IssueSecretsRequest, IssueSecretsResponse, SecretReference,
+        GetStatusRequest, GetStatusResponse, IssueSecretsRequest, IssueSecretsResponse, SecretReference, State,
         system_service_client::SystemServiceClient, workload_service_client::WorkloadServiceClient,
     },
 };
@@ -94,6 +94,19 @@ pub fn operator_of(server: &Server) -> Client {
 pub async fn status(server: &Server) -> Result<GetStatusResponse, Status> {
     let mut system = SystemServiceClient::new(channel(server.setup()));
     Ok(system.get_status(GetStatusRequest {}).await?.into_inner())
+}
+
+/// Waits until the server says that it is in `state`, with a message that holds `why`: it looks every half second, and
+/// tells what it saw last.
+///
+/// # Panics
+/// When it does not say so within a minute.
+pub async fn until_state(server: &Server, state: State, why: &str) {
+    let what = format!("the server to be {state:?}, {why}");
+    until(&what, async || {
+        status(server).await.is_ok_and(|told| told.state() == state && told.message.contains(why))
+    })
+    .await;
 }
 
 /// Whether the server's health service says SERVING.

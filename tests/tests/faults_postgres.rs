@@ -10,7 +10,7 @@ use keyfold::{client::Client, dev::kubelet::Pod};
 use keyfold_proto::keyfold::v1::{Field, GetSecretRequest, IssueSecretsResponse, PutSecretRequest, State};
 use keyfold_tests::{
     PAYMENTS_SECRETS, Search, World,
-    faults::{Frozen, Gate, is_healthy, status, until, within},
+    faults::{Frozen, Gate, is_healthy, until, until_state, within},
 };
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -223,9 +223,7 @@ async fn a_query_that_never_returns_does_not_pass_for_health() {
     });
     gate.until_held().await;
     until("health to follow", async || !is_healthy(&world.server).await.unwrap()).await;
-    let told = within(ANSWER_MAX, "GetStatus", status(&world.server)).await.unwrap();
-    assert_eq!(told.state(), State::Sealed);
-    assert!(told.message.contains("database does not answer"), "{}", told.message);
+    until_state(&world.server, State::Sealed, "database does not answer").await;
     gate.open();
     holder.await.unwrap().unwrap();
     world.server.until_serving().await.unwrap();
@@ -239,16 +237,13 @@ async fn assert_everything_says_that_the_database_is_away(world: &World, limit: 
     let pod = world.pod("payments", "api", "meanwhile");
     let calls = async {
         tokio::join!(
-            status(&world.server),
+            until_state(&world.server, State::Sealed, "database cannot be reached"),
             workloads.issue(&pod, &["payments/db"]),
             put(&operator, "payments/db", "lost"),
             get(&operator, "payments/db", 1),
         )
     };
-    let (told, issued, written, read) = within(limit, "the calls", calls).await;
-    let told = told.unwrap();
-    assert_eq!(told.state(), State::Sealed);
-    assert!(told.message.contains("database cannot be reached"), "{}", told.message);
+    let ((), issued, written, read) = within(limit, "the calls", calls).await;
     let failures = [issued.map(drop), written.map(drop), read.map(drop)];
     for failure in failures {
         assert_unavailable(&failure.expect_err("nothing works without a database"));
