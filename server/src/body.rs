@@ -1,65 +1,61 @@
-//! Requests while they arrive. All of them together may hold so many bytes, and each may take so long: who has not yet
-//! proved anything can neither fill the server's memory nor keep a place by sending slowly.
+//! Requests while they arrive. All of them together may hold so many bytes, those of one peer a part of them, and each
+//! may take so long: who has not yet proved anything can neither fill the server's memory, nor keep others from sending.
 
 use std::{
+    net::IpAddr,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Sleep, sleep},
-};
+use tokio::time::{Sleep, sleep};
 use tonic::Status;
+
+use crate::{
+    listener::Peer,
+    shares::{Share, Shares},
+};
 
 /// Bytes of all requests that are arriving, of all callers.
 const ARRIVING_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Those of one peer among them: several of the largest requests.
+const PEER_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What each counts for besides its bytes: its place in the connection, its task and the buffer that it announces.
+const REQUEST_BYTES: usize = 16 * 1024;
 /// How long one request may take to arrive.
 const ARRIVAL_MAX: Duration = Duration::from_secs(10);
 
 /// The bytes that arriving requests may hold.
 #[derive(Clone)]
-pub struct Arrivals(Arc<Semaphore>);
+pub struct Arrivals(Shares);
 
 impl Default for Arrivals {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(ARRIVING_BYTES_MAX)))
+        Self(Shares::new(ARRIVING_BYTES_MAX, PEER_BYTES_MAX))
     }
 }
 
 impl Arrivals {
     /// Holds a request's body to the bounds.
     pub fn bound(&self, request: http::Request<tonic::body::Body>) -> http::Request<tonic::body::Body> {
+        let peer = request.extensions().get().map_or(IpAddr::from([0; 4]), |peer: &Peer| peer.0);
         request.map(|body| {
-            let deadline = Box::pin(sleep(ARRIVAL_MAX));
-            tonic::body::Body::new(BoundedBody { body, arrivals: self.clone(), held: None, deadline })
+            let (mut held, deadline) = (self.0.of(peer), Box::pin(sleep(ARRIVAL_MAX)));
+            let fits = held.grow(REQUEST_BYTES);
+            tonic::body::Body::new(BoundedBody { body, held, fits, deadline })
         })
     }
 }
 
 struct BoundedBody {
     body: tonic::body::Body,
-    arrivals: Arrivals,
-    held: Option<OwnedSemaphorePermit>,
+    /// Given back when the body is dropped, which it is once the request is decoded.
+    held: Share,
+    /// Whether all of it was within the bounds so far.
+    fits: bool,
     deadline: Pin<Box<Sleep>>,
-}
-
-impl BoundedBody {
-    /// Counts `bytes` until the body is dropped, which it is once the request is decoded.
-    fn hold(&mut self, bytes: usize) -> Result<(), Status> {
-        let full = || Status::resource_exhausted("too many requests are arriving: try again");
-        let count = u32::try_from(bytes).map_err(|_| full())?;
-        let held = Arc::clone(&self.arrivals.0).try_acquire_many_owned(count).map_err(|_| full())?;
-        match &mut self.held {
-            Some(all) => all.merge(held),
-            none => *none = Some(held),
-        }
-        Ok(())
-    }
 }
 
 impl Body for BoundedBody {
@@ -70,7 +66,7 @@ impl Body for BoundedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let polled = if self.fits { Pin::new(&mut self.body).poll_frame(context) } else { Poll::Ready(None) };
         let Poll::Ready(frame) = polled else {
             return self
                 .deadline
@@ -78,13 +74,10 @@ impl Body for BoundedBody {
                 .poll(context)
                 .map(|()| Some(Err(Status::deadline_exceeded("the request took too long to arrive"))));
         };
-        Poll::Ready(match frame {
-            Some(Ok(frame)) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                Some(self.hold(bytes).map(|()| frame))
-            }
-            other => other,
-        })
+        let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+        self.fits = self.fits && self.held.grow(bytes);
+        let full = || Some(Err(Status::resource_exhausted("too many requests are arriving: try again")));
+        Poll::Ready(if self.fits { frame } else { full() })
     }
 
     fn is_end_stream(&self) -> bool {
@@ -102,20 +95,27 @@ mod tests {
 
     use super::*;
 
-    fn bounded(arrivals: &Arrivals, bytes: usize) -> tonic::body::Body {
-        let body = tonic::body::Body::new(Full::new(Bytes::from(vec![0; bytes])));
-        arrivals.bound(http::Request::new(body)).into_body()
+    async fn sent(arrivals: &Arrivals, peer: u8, bytes: usize) -> Result<tonic::body::Body, Status> {
+        let mut request = http::Request::new(tonic::body::Body::new(Full::new(Bytes::from(vec![0; bytes]))));
+        request.extensions_mut().insert(Peer(IpAddr::from([10, 0, 0, peer])));
+        let mut body = arrivals.bound(request).into_body();
+        body.frame().await.unwrap().map(|_| body)
     }
 
     #[tokio::test]
-    async fn all_requests_together_hold_no_more_than_the_bound() {
+    async fn requests_hold_no_more_than_the_bounds_of_their_peer_and_of_all() {
         let arrivals = Arrivals::default();
-        let mut first = bounded(&arrivals, ARRIVING_BYTES_MAX - 10);
-        assert!(first.frame().await.unwrap().is_ok());
-        let refused = bounded(&arrivals, 11).frame().await.unwrap().unwrap_err();
-        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        let first = sent(&arrivals, 1, PEER_BYTES_MAX - 2 * REQUEST_BYTES - 10).await.unwrap();
+        assert_eq!(sent(&arrivals, 1, 11).await.unwrap_err().code(), tonic::Code::ResourceExhausted);
+        let mut all = vec![sent(&arrivals, 1, 10).await.unwrap()];
+        for peer in 2..=8 {
+            all.push(
+                sent(&arrivals, peer, PEER_BYTES_MAX - REQUEST_BYTES).await.expect("others have their own"),
+            );
+        }
+        assert_eq!(sent(&arrivals, 9, 1).await.unwrap_err().code(), tonic::Code::ResourceExhausted);
         drop(first);
-        assert!(bounded(&arrivals, 11).frame().await.unwrap().is_ok());
+        assert!(sent(&arrivals, 9, 1).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

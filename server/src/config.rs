@@ -107,7 +107,7 @@ impl Default for Limits {
             concurrent_requests: 256,
             streams_per_connection: 64,
             connections: 4096,
-            connections_per_peer: 256,
+            connections_per_peer: 64,
             handshake_secs: 10,
             request_secs: 60,
         }

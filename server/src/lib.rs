@@ -10,5 +10,6 @@ pub mod keys;
 pub mod listener;
 pub mod seal;
 pub mod serve;
+mod shares;
 pub mod store;
 pub mod telemetry;

@@ -15,13 +15,14 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Limits, Tls};
+use crate::{
+    config::{Limits, Tls},
+    shares::{Share, Shares},
+};
 
 mod connection;
-mod places;
 
 pub use connection::{Connection, Peer};
-use places::{Place, Places};
 
 /// What a client of HTTP/2 sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -59,7 +60,7 @@ pub fn accept(
     let (sender, receiver) = mpsc::channel(64);
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let handshake_max = Duration::from_secs(limits.handshake_secs);
-    let places = Places::new(limits);
+    let places = Shares::new(limits.connections, limits.connections_per_peer);
     tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
@@ -72,7 +73,10 @@ pub fn accept(
                 continue;
             };
             // Beyond the bound a connection is closed at once, rather than left waiting.
-            let Some(place) = places.take(peer.ip()) else { continue };
+            let mut place = places.of(peer.ip().to_canonical());
+            if !place.grow(1) {
+                continue;
+            }
             tokio::spawn(handshake(acceptor.clone(), tcp, place, handshake_max, sender.clone()));
         }
     });
@@ -82,7 +86,7 @@ pub fn accept(
 async fn handshake(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
-    place: Place,
+    place: Share,
     handshake_max: Duration,
     sender: mpsc::Sender<io::Result<Connection>>,
 ) {

@@ -100,6 +100,8 @@ impl Bound {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), String> {
         let limits = &self.config.limits;
         let (reporter, health) = tonic_health::server::health_reporter();
+        // The service says SERVING until it is told otherwise.
+        reporter.set_service_status("", ServingStatus::NotServing).await;
         // The first answer should be true; a database that is away must not keep the server from saying so.
         let _ = tokio::time::timeout(FIRST_LOOK_MAX, self.broker.refresh()).await;
         let watcher = tokio::spawn(watch(self.broker, reporter));

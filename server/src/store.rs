@@ -98,7 +98,8 @@ impl Store {
     pub fn new(config: &config::Database) -> Result<Self, String> {
         let authority =
             config.url.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?']).next().unwrap_or(""));
-        if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
+        let in_authority = authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
+        if in_authority || config.url.split(['?', '&']).skip(1).any(|pair| pair.starts_with("password=")) {
             return Err(
                 "database.url holds a password: put it into the file that database.password_file names"
                     .into(),
@@ -117,13 +118,13 @@ impl Store {
             .ssl_mode(PgSslMode::VerifyFull)
             .ssl_root_cert(&config.ca_file)
             .application_name("keyfold-server");
-        let pool = |connections| {
+        let pool = |connections, patience_secs| {
             PgPoolOptions::new()
                 .max_connections(connections)
-                .acquire_timeout(Duration::from_secs(5))
+                .acquire_timeout(Duration::from_secs(patience_secs))
                 .connect_lazy_with(options.clone())
         };
-        Ok(Self { pool: pool(config.max_connections), watch: pool(1) })
+        Ok(Self { pool: pool(config.max_connections, 5), watch: pool(1, 2) })
     }
 
     /// A connection for single statements.

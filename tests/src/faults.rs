@@ -17,14 +17,14 @@ use keyfold_core::clock::{Clock as _, SystemClock};
 use keyfold_proto::{
     csi::v1::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest},
     keyfold::v1::{
-        GetStatusRequest, GetStatusResponse, IssueSecretsRequest, IssueSecretsResponse, SecretReference, State,
-        system_service_client::SystemServiceClient, workload_service_client::WorkloadServiceClient,
+        GetStatusRequest, GetStatusResponse, IssueSecretsRequest, IssueSecretsResponse, SecretReference,
+        State, system_service_client::SystemServiceClient, workload_service_client::WorkloadServiceClient,
     },
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, task::JoinHandle};
 use tonic::{
     Request, Status,
     transport::{Channel, Endpoint},
@@ -298,6 +298,17 @@ impl<'a> Gate<'a> {
         Self::new(database, "true", trigger)
     }
 
+    /// Holds up each append of an audit entry, after it has locked the log's head, once the gate is closed. It starts
+    /// open.
+    ///
+    /// # Panics
+    /// When Postgres refuses.
+    pub fn at_appends_of_entries(database: &'a Database) -> Self {
+        let trigger = "CREATE TRIGGER gate AFTER INSERT ON audit_entries_0
+             FOR EACH ROW EXECUTE FUNCTION wait_at_gate()";
+        Self::new(database, "true", trigger)
+    }
+
     /// Holds up the rewrap of a batch of DEKs, once the gate is closed and more than `moved` are moved to the newest
     /// KEK. It starts open.
     ///
@@ -356,7 +367,60 @@ impl<'a> Gate<'a> {
     }
 }
 
-/// A Postgres that does not get to run: it neither answers nor breaks connections. Goes on when dropped.
+/// A table that nobody gets at, neither reading nor writing, until it is released.
+pub struct TableLock<'a> {
+    database: &'a Database,
+    table: &'static str,
+    holder: JoinHandle<()>,
+}
+
+impl<'a> TableLock<'a> {
+    /// Takes the lock.
+    ///
+    /// # Panics
+    /// When Postgres refuses.
+    pub async fn take(database: &'a Database, table: &'static str) -> Self {
+        database.sql("CREATE TABLE IF NOT EXISTS latch (is_open boolean); INSERT INTO latch VALUES (false)");
+        let sql = format!(
+            "DO $$ BEGIN
+                 LOCK TABLE {table};
+                 WHILE NOT (SELECT bool_or(is_open) FROM latch) LOOP PERFORM pg_sleep(0.01); END LOOP;
+             END $$"
+        );
+        let (access, name) = (database.access.clone(), database.name.clone());
+        let hold = move || access.sql(&name, &sql).map(drop).expect("the lock can be held");
+        let lock = Self { database, table, holder: tokio::task::spawn_blocking(hold) };
+        until("the lock to be held", async || lock.count("granted AND mode = 'AccessExclusiveLock'") > 0)
+            .await;
+        lock
+    }
+
+    /// Waits until somebody wants the table.
+    ///
+    /// # Panics
+    /// When nobody does within a minute.
+    pub async fn until_wanted(&self) {
+        until("somebody to want the table", async || self.count("NOT granted") > 0).await;
+    }
+
+    /// Gives the lock back.
+    ///
+    /// # Panics
+    /// When it could not be held.
+    pub async fn release(self) {
+        self.database.sql("UPDATE latch SET is_open = true");
+        self.holder.await.expect("the lock was held");
+        self.database.sql("DROP TABLE latch");
+    }
+
+    fn count(&self, which: &str) -> u32 {
+        let sql =
+            format!("SELECT count(*) FROM pg_locks WHERE relation = '{}'::regclass AND {which}", self.table);
+        self.database.sql(&sql).parse().expect("a number")
+    }
+}
+
+/// Processes that do not get to run: they neither answer nor break connections. They go on when dropped.
 pub struct Frozen(Vec<Pid>);
 
 impl Frozen {
@@ -368,10 +432,20 @@ impl Frozen {
         let file = fs::read_to_string(postgres.data_dir().join("postmaster.pid")).expect("Postgres runs");
         let main = file.lines().next().expect("postmaster.pid has a first line").to_owned();
         let children = fs::read_to_string(format!("/proc/{main}/task/{main}/children")).expect("it runs");
-        let pids: Vec<Pid> = std::iter::once(main.as_str())
-            .chain(children.split_whitespace())
-            .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
-            .collect();
+        let pids = std::iter::once(main.as_str()).chain(children.split_whitespace());
+        Self::freeze_processes(pids.filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect())
+    }
+
+    /// Stops `server`.
+    ///
+    /// # Panics
+    /// When it has no process.
+    pub fn freeze_server(server: &Server) -> Self {
+        let pid = i32::try_from(server.process.pid()).ok().and_then(Pid::from_raw);
+        Self::freeze_processes(vec![pid.expect("a process has a number")])
+    }
+
+    fn freeze_processes(pids: Vec<Pid>) -> Self {
         let frozen = Self(pids);
         frozen.signal(Signal::STOP);
         frozen

@@ -9,6 +9,7 @@ pub mod faults;
 mod installation;
 mod leak;
 mod recorded;
+pub mod tls;
 mod world;
 
 pub use cli::{Cli, Ran};

@@ -1,11 +1,11 @@
 //! Who gets what: grants, bindings, node binding, issuers; and what a refusal tells, and does not tell.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use keyfold::dev::tokens::{AUDIENCE, SigningKey, TokenRequest};
 use keyfold_core::clock::{Clock as _, SystemClock};
 use keyfold_proto::keyfold::v1::{DeleteObjectRequest, IssueSecretsResponse};
-use keyfold_tests::World;
+use keyfold_tests::{World, faults::TableLock};
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
@@ -248,6 +248,98 @@ async fn a_removed_issuer_counts_at_once() {
     assert_eq!(refused.code(), Code::Unauthenticated);
     assert_eq!(refused.message().replace(world.issuer.url(), "URL"), UNKNOWN_ISSUER);
     assert_eq!(last_outcome(&world).await["reason"], "token-issuer");
+}
+
+/// A specification that binds the service account of `issue`.
+fn role(grants: &Value) -> Value {
+    json!({
+        "bind": [{"issuer": "dev", "namespaces": ["payments"], "serviceAccounts": ["api"]}],
+        "grants": grants,
+    })
+}
+
+/// What an issue may be decided on, changed between the decision and its entry.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_goes_away_while_an_issue_is_in_flight_gives_no_value() {
+    let world = Arc::new(world().await);
+    let (before, narrowed) = (role(&json!([{"path": "payments/*", "allow": ["read"]}])), role(&json!([])));
+    let delete = async |kind: &str, name: &str| {
+        let object = DeleteObjectRequest { kind: kind.into(), name: name.into() };
+        world.operator().config().delete_object(object).await.unwrap();
+    };
+    for change in ["narrowed", "deleted", "deleted and made again", "issuer deleted"] {
+        let lock = TableLock::take(&world.database, "secret_versions").await;
+        let asking = Arc::clone(&world);
+        let issue = tokio::spawn(async move { issue(&asking, ROLE, &DB).await });
+        lock.until_wanted().await;
+        match change {
+            "narrowed" => world.server.apply("AppRole", ROLE, &narrowed).await.unwrap(),
+            "issuer deleted" => delete("Issuer", "dev").await,
+            _ => delete("AppRole", ROLE).await,
+        }
+        if change.ends_with("again") {
+            world.server.apply("AppRole", ROLE, &before).await.unwrap();
+        }
+        let changed = world.database.check_audit_log();
+        lock.release().await;
+        let refused = issue.await.unwrap().unwrap_err();
+        assert_eq!(refused.code(), Code::Aborted, "{change}: {refused:?}");
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(refused.message(), @"the app role or the issuer was changed meanwhile: try again");
+        }
+        assert_eq!(world.database.check_audit_log(), changed, "{change}: nothing was issued");
+        if change != "issuer deleted" {
+            world.server.apply("AppRole", ROLE, &before).await.unwrap();
+            assert_eq!(paths(&self::issue(&world, ROLE, &DB).await.unwrap()), ["payments/db"]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_anything_else_does_not_disturb_an_issue_in_flight() {
+    let world = Arc::new(world().await);
+    let lock = TableLock::take(&world.database, "secret_versions").await;
+    let asking = Arc::clone(&world);
+    let issue = tokio::spawn(async move { issue(&asking, ROLE, &DB).await });
+    lock.until_wanted().await;
+    world.server.apply("AppRole", "another", &role(&json!([]))).await.unwrap();
+    world.server.apply("Keyspace", "payments", &json!({"description": "changed"})).await.unwrap();
+    lock.release().await;
+    assert_eq!(paths(&issue.await.unwrap().unwrap()), ["payments/db"]);
+}
+
+/// The address is the connection's, the driver the one whose own token was verified.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_says_from_where_and_through_which_driver_a_pod_asked() {
+    let world = world().await;
+    issue(&world, ROLE, &DB).await.unwrap();
+    let driver = |entry: &Value| entry["driver"]["service_account"]["name"].clone();
+    let entry = last_issue(&world).await;
+    assert_eq!((&entry["from"], driver(&entry)), (&json!("127.0.0.1"), json!("keyfold-csi")));
+    assert_eq!(entry["driver"]["node"]["name"], "dev-node");
+
+    let with_tokens = async |pod: &str, driver: &str| {
+        world.issue(pod, driver, ROLE, &DB).await.unwrap_err();
+        last_issue(&world).await
+    };
+    let pod = world.token(&world.pod("payments", "api", "api-0"));
+    let entry = with_tokens("not-a-token", &world.driver_token()).await;
+    assert_eq!((&entry["actor"]["kind"], driver(&entry)), (&json!("unknown"), json!("keyfold-csi")));
+    let entry = with_tokens(&pod.jwt, "not-a-token").await;
+    assert_eq!((&entry["actor"]["kind"], &entry["driver"]), (&json!("unknown"), &Value::Null));
+    let entry = with_tokens(&pod.jwt, &pod.jwt).await;
+    assert_eq!(driver(&entry), "api", "who was verified and is no driver is named");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_caller_cannot_write_long_entries() {
+    let world = world().await;
+    let paths: Vec<String> = (0..64).map(|n| format!("payments/{n}")).collect();
+    let items: Vec<_> = paths.iter().map(|path| (path.as_str(), false)).collect();
+    world.issue("not-a-token", "not-a-token", ROLE, &items).await.unwrap_err();
+    assert_eq!(last_issue(&world).await["operation"]["items"].as_array().unwrap().len(), 4);
+    issue(&world, ROLE, &items).await.unwrap_err();
+    assert_eq!(last_issue(&world).await["operation"]["items"].as_array().unwrap().len(), 64);
 }
 
 const UNKNOWN_ISSUER: &str =

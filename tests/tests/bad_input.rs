@@ -1,13 +1,10 @@
 //! Garbage, truncated and huge messages on every socket, and names that would lead out of a volume. Whatever comes in,
 //! the part answers or hangs up, serves the next caller, and changes nothing.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, time::Duration};
 
 use http_body_util::{BodyExt as _, Full};
-use keyfold::dev::{
-    kubelet::{csi_socket, registration_socket},
-    server,
-};
+use keyfold::dev::kubelet::{csi_socket, registration_socket};
 use keyfold_core::clock::{Clock as _, SystemClock};
 use keyfold_proto::{
     DESCRIPTORS,
@@ -19,9 +16,9 @@ use keyfold_proto::{
 use keyfold_tests::{
     PAYMENTS_SECRETS, Recorded, World,
     faults::{channel, status, unix_channel, within},
+    tls::{H2, connect_from},
 };
 use prost::Message as _;
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
@@ -74,14 +71,14 @@ async fn garbage_on_the_servers_port_is_hung_up_on_and_others_are_served() {
         assert_serves(&world).await;
     }
     // The same inside TLS, and over TLS without HTTP/2.
-    for alpn in [vec![b"h2".to_vec()], vec![]] {
+    for alpn in [&[H2][..], &[]] {
         for (what, bytes) in garbage() {
-            let stream = tls(world.server.setup(), &address, alpn.clone()).await.unwrap();
+            let stream = connect_from(Ipv4Addr::LOCALHOST, world.server.setup(), alpn).await.unwrap();
             provoke(what, stream, &bytes).await;
             assert_serves(&world).await;
         }
     }
-    let refused = tls(world.server.setup(), &address, vec![b"http/1.1".to_vec()]).await;
+    let refused = connect_from(Ipv4Addr::LOCALHOST, world.server.setup(), &[b"http/1.1"]).await;
     assert!(refused.is_err(), "HTTP/1 is not spoken");
     assert_unharmed(&world).await;
 }
@@ -90,9 +87,8 @@ async fn garbage_on_the_servers_port_is_hung_up_on_and_others_are_served() {
 async fn a_client_that_goes_silent_before_it_speaks_http2_loses_its_connection() {
     let now = SystemClock.now();
     let world = Recorded::configured(now, |config| config.limits.handshake_secs = 1).await;
-    let address = world.setup.url().replace("https://", "");
     for sent in [&b""[..], &PREFACE[..10]] {
-        let mut stream = tls(&world.setup, &address, vec![b"h2".to_vec()]).await.unwrap();
+        let mut stream = connect_from(Ipv4Addr::LOCALHOST, &world.setup, &[H2]).await.unwrap();
         stream.write_all(sent).await.unwrap();
         // Nothing is shut down: only the server can end this.
         let ended = within(ANSWER_MAX, "hanging up", stream.read_to_end(&mut Vec::new())).await;
@@ -326,28 +322,6 @@ async fn provoke(what: &str, stream: impl AsyncRead + AsyncWrite, bytes: &[u8]) 
         answer
     };
     within(ANSWER_MAX, what, async { tokio::join!(write, read).1 }).await
-}
-
-async fn tls(
-    setup: &server::Setup,
-    address: &str,
-    alpn: Vec<Vec<u8>>,
-) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(setup.ca_file()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = alpn;
-    let tcp = TcpStream::connect(address).await?;
-    let name = ServerName::try_from("127.0.0.1").unwrap();
-    let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
-    // In TLS 1.3 the server's refusal arrives only after the client's own handshake is done.
-    stream.flush().await?;
-    Ok(stream)
 }
 
 async fn assert_serves(world: &World) {

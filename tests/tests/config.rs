@@ -74,6 +74,27 @@ fn an_unknown_key_is_refused_by_name() {
 }
 
 #[test]
+fn a_password_in_the_databases_url_is_refused_and_not_repeated() {
+    let files = Files::write();
+    for url in [
+        "postgres://keyfold:planted-password@127.0.0.1:5432/keyfold",
+        "postgresql://keyfold:planted%2Fpassword@127.0.0.1/keyfold?sslmode=verify-full",
+        "postgres://keyfold@127.0.0.1/keyfold?sslmode=verify-full&password=planted-password",
+        "postgres://127.0.0.1?password=planted-password",
+    ] {
+        let variable = Some(("KEYFOLD_SERVER__DATABASE__URL", url));
+        let refusal = files.refusal("keyfold-server", &files.config("keyfold-server"), variable);
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(refusal, @"1 keyfold-server: database.url holds a password: put it into the file that database.password_file names");
+        }
+    }
+    // Even one that is not understood is not repeated.
+    let broken = Some(("KEYFOLD_SERVER__DATABASE__URL", "postgres://keyfold:planted/password@127.0.0.1"));
+    let refusal = files.refusal("keyfold-server", &files.config("keyfold-server"), broken);
+    insta::assert_snapshot!(refusal, @"1 keyfold-server: database.url must have the form postgres://user@host:port/name");
+}
+
+#[test]
 fn an_unknown_variable_is_refused_by_name() {
     let files = Files::write();
     let variable = |program, name, value| files.refusal(program, &files.config(program), Some((name, value)));

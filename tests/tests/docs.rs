@@ -115,6 +115,7 @@ fn operations() -> Vec<Operation> {
         Operation::KeyRewrap { keyspace: keyspace(), to_version: 2, deks: 1 },
         Operation::AuditList {},
         Operation::SystemInitialize {},
+        Operation::SystemStatus {},
     ];
     let names: BTreeSet<_> = all.iter().map(|operation| operation.name().to_owned()).collect();
     assert_eq!(names, strings_of("core/src/audit.rs", "name"), "an operation is missing above");

@@ -10,7 +10,7 @@ use keyfold::{client::Client, dev::kubelet::Pod};
 use keyfold_proto::keyfold::v1::{Field, GetSecretRequest, IssueSecretsResponse, PutSecretRequest, State};
 use keyfold_tests::{
     PAYMENTS_SECRETS, Search, World,
-    faults::{Frozen, Gate, is_healthy, until, until_state, within},
+    faults::{Frozen, Gate, TableLock, is_healthy, until, until_state, within},
 };
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -18,8 +18,13 @@ use tonic::{Code, Status};
 
 /// How long a call may take while Postgres is away: the server waits five seconds for a connection.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// How long a call may take while Postgres keeps its connections and is silent on them.
-const SILENT_MAX: Duration = Duration::from_secs(15);
+/// How long a call may take while Postgres keeps its connections and is silent on them, and how long the server may need
+/// to say so: it looks every half second, for eight seconds at most, and waits five for a new connection.
+const SILENT_MAX: Duration = Duration::from_secs(25);
+/// How long a call may take that waits for a lock: the server gives up after ten seconds.
+const LOCKED_MAX: Duration = Duration::from_secs(30);
+/// What the server says of a database that is not there.
+const AWAY: &str = "database cannot be reached";
 /// How every value that is written under load begins.
 const PLANTED: &str = "planted-under-load";
 
@@ -94,8 +99,7 @@ async fn postgres_killed_under_load_loses_no_entry_and_no_acknowledged_write() {
         for failure in within(ANSWER_MAX * 2, "the calls in flight", load.join_all()).await {
             assert_unavailable(&failure);
         }
-        world.postgres().restart().unwrap();
-        world.server.until_serving().await.unwrap();
+        restart_postgres(&mut world).await;
         world.database.check_audit_log();
     }
     acknowledged.assert_each_issue_has_its_entry(&world);
@@ -143,8 +147,7 @@ async fn postgres_killed_while_it_commits_the_entry_gives_an_error_and_no_value(
     world.postgres().kill();
     let failure = within(ANSWER_MAX, "IssueSecrets", issue).await.unwrap().unwrap_err();
     assert_unavailable(&failure);
-    world.postgres().restart().unwrap();
-    world.server.until_serving().await.unwrap();
+    restart_postgres(&mut world).await;
     assert_eq!(issues_of(&world, &pod), 0, "nothing was issued, so nothing is stated");
 
     // The same for a change: it is not made without its entry.
@@ -153,8 +156,7 @@ async fn postgres_killed_while_it_commits_the_entry_gives_an_error_and_no_value(
     until("the commit to be held up", async || gate() != "0").await;
     world.postgres().kill();
     assert_unavailable(&within(ANSWER_MAX, "PutSecret", change).await.unwrap().unwrap_err());
-    world.postgres().restart().unwrap();
-    world.server.until_serving().await.unwrap();
+    restart_postgres(&mut world).await;
     world.database.sql("UPDATE gate SET is_open = true");
     assert_eq!(get(&world.operator(), "payments/db", 0).await.unwrap(), "first");
     assert_eq!(put(&world.operator(), "payments/db", "second").await.unwrap(), 2);
@@ -208,36 +210,52 @@ async fn a_postgres_that_is_silent_is_reported_and_used_again_once_it_answers() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_that_never_returns_does_not_pass_for_health() {
     let mut world = World::start().await.with_payments().await;
-    let gate = Gate::at_commits_of_entries(&world.database);
-    gate.close();
-    let (access, name) = (world.database.access.clone(), world.database.name.clone());
+    until("health to be told", async || is_healthy(&world.server).await.unwrap()).await;
     // Whoever asks for the schema's version waits for this table.
-    let holder = tokio::task::spawn_blocking(move || {
-        access.sql(
-            &name,
-            "DO $$ BEGIN
-                 LOCK TABLE _sqlx_migrations;
-                 WHILE NOT (SELECT is_open FROM gate) LOOP PERFORM pg_sleep(0.01); END LOOP;
-             END $$",
-        )
-    });
-    gate.until_held().await;
+    let lock = TableLock::take(&world.database, "_sqlx_migrations").await;
     until("health to follow", async || !is_healthy(&world.server).await.unwrap()).await;
     until_state(&world.server, State::Sealed, "database does not answer").await;
-    gate.open();
-    holder.await.unwrap().unwrap();
+    lock.release().await;
     world.server.until_serving().await.unwrap();
     until("health to follow", async || is_healthy(&world.server).await.unwrap()).await;
     assert_no_panic(&world);
 }
 
-/// Every kind of call, all at once, since each waits a while for a connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_somebody_keeps_fails_the_call_in_time_and_nothing_else() {
+    let world = World::start().await.with_payments().await;
+    let (workloads, operator) = (world.workloads(&world.server), world.operator());
+    let pod = world.pod("payments", "api", "api-0");
+    let lock = TableLock::take(&world.database, "audit_head").await;
+    let calls = async {
+        tokio::join!(workloads.issue(&pod, &["payments/db"]), put(&operator, "payments/db", "lost"))
+    };
+    let (issued, written) = within(LOCKED_MAX, "the calls", calls).await;
+    for failure in [issued.map(drop).unwrap_err(), written.map(drop).unwrap_err()] {
+        assert_eq!(failure.code(), Code::Aborted, "{failure:?}");
+        assert!(failure.message().contains("try again"), "{failure:?}");
+    }
+    lock.release().await;
+    assert_eq!(put(&operator, "payments/db", "second").await.unwrap(), 2);
+    assert_eq!(workloads.issue(&pod, &["payments/db"]).await.unwrap().secrets[0].version, 2);
+    assert_eq!(issues_of(&world, &pod), 1, "what was not done is not stated");
+    world.database.check_audit_log();
+}
+
+/// Starts a killed Postgres again. The server has noticed both when this returns: what it says is of its last look.
+async fn restart_postgres(world: &mut World) {
+    until_state(&world.server, State::Sealed, AWAY).await;
+    world.postgres().restart().unwrap();
+    world.server.until_serving().await.unwrap();
+}
+
+/// Every kind of call, all at once, since each may wait a while for a connection. The status follows within a look or two.
 async fn assert_everything_says_that_the_database_is_away(world: &World, limit: Duration) {
     let (workloads, operator) = (world.workloads(&world.server), world.operator());
     let pod = world.pod("payments", "api", "meanwhile");
     let calls = async {
         tokio::join!(
-            until_state(&world.server, State::Sealed, "database cannot be reached"),
+            until_state(&world.server, State::Sealed, AWAY),
             workloads.issue(&pod, &["payments/db"]),
             put(&operator, "payments/db", "lost"),
             get(&operator, "payments/db", 1),

@@ -9,7 +9,7 @@ use keyfold_proto::keyfold::v1::{
 };
 use keyfold_tests::{
     PAYMENTS_SECRETS, World,
-    faults::{Gate, channel, operator_of, status, two_uninitialised_replicas, until, within},
+    faults::{Frozen, Gate, channel, operator_of, two_uninitialised_replicas, until, until_state, within},
 };
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
@@ -203,14 +203,44 @@ async fn a_role_deleted_on_one_replica_is_refused_at_once_on_the_other() {
     world.database.check_audit_log();
 }
 
+/// Such as one on a machine that is paused: what it has locked comes free, and what it was doing never happened.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_freezes_in_the_middle_of_a_transaction_stops_nobody_for_long() {
+    let world = World::start().await.with_payments().await;
+    let mut replica = world.second_replica().await;
+    let gate = Gate::at_appends_of_entries(&world.database);
+    gate.close();
+    let operator = operator_of(&replica);
+    let cut_off = tokio::spawn(async move { put(&operator, "payments/db", "cut off", None).await });
+    gate.until_held().await;
+    let frozen = Frozen::freeze_server(&replica);
+    gate.open();
+    let idle = "SELECT count(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND state = 'idle in transaction'";
+    until("the replica to hold the log's head", async || world.database.sql(idle) == "1").await;
+
+    let (workloads, pod) = (world.workloads(&world.server), world.pod("payments", "api", "api-0"));
+    let served = async {
+        while let Err(status) = workloads.issue(&pod, &["payments/db"]).await {
+            assert_eq!(status.code(), Code::Aborted, "{status:?}");
+        }
+    };
+    within(Duration::from_secs(30), "the other replica", served).await;
+
+    drop(frozen);
+    let failed = cut_off.await.unwrap().unwrap_err();
+    assert_eq!(failed.code(), Code::Unavailable, "{failed:?}");
+    replica.until_serving().await.unwrap();
+    assert_eq!(put(&operator_of(&replica), "payments/db", "second", Some(1)).await.unwrap(), 2);
+    world.database.check_audit_log();
+    assert_no_panic(&world);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_inits_at_once_one_works_and_both_replicas_serve() {
     let (_folder, database, mut servers) = two_uninitialised_replicas().await;
     for server in &servers {
-        until("the replica to be ready for init", async || {
-            status(server).await.is_ok_and(|status| status.state() == State::Uninitialized)
-        })
-        .await;
+        until_state(server, State::Uninitialized, "keyfold init").await;
     }
     let mut inits = JoinSet::new();
     for server in &servers {

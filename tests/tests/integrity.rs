@@ -1,8 +1,8 @@
 //! What a writer of Postgres can do: nothing that makes the server give out a value in another place than its own. The
 //! envelope binds each blob to its place, so what was moved or edited does not open.
 
-use keyfold_proto::keyfold::v1::{GetSecretRequest, GetStatusRequest, RotateKeyRequest, State};
-use keyfold_tests::{PAYMENTS_SECRETS, World};
+use keyfold_proto::keyfold::v1::{Field, GetSecretRequest, PutSecretRequest, RotateKeyRequest, State};
+use keyfold_tests::{PAYMENTS_SECRETS, World, faults::until_state};
 use serde_json::json;
 use tonic::{Code, Status};
 
@@ -122,13 +122,6 @@ async fn what_was_moved_or_edited_in_postgres_never_opens() {
 
 const NOT_OPENED: &str = "the root key does not open the stored root-wrapping key";
 
-/// Asks for the status, for which the server tries to unseal.
-async fn why_sealed(world: &World) -> String {
-    let status = world.operator().system().get_status(GetStatusRequest {}).await.unwrap().into_inner();
-    assert_eq!(status.state(), State::Sealed);
-    status.message
-}
-
 fn expect_corrupt(what: &str, read: Result<String, Status>) {
     let status = match read {
         Ok(value) => panic!("{what}: read {value:?}"),
@@ -143,6 +136,13 @@ async fn operator_reads(world: &World, path: &str) -> Result<String, Status> {
     let found = world.operator().secrets().get_secret(request).await?.into_inner();
     let password = found.fields.iter().find(|field| field.name == "password").expect("a password");
     Ok(String::from_utf8_lossy(&password.value).into_owned())
+}
+
+async fn operator_writes(world: &World, path: &str) -> Result<String, Status> {
+    let field = Field { name: "password".into(), value: PLANTED.into() };
+    let request = PutSecretRequest { path: path.into(), fields: vec![field], expected_version: None };
+    let done = world.operator().secrets().put_secret(request).await?.into_inner();
+    Ok(done.version.to_string())
 }
 
 async fn pod_reads(world: &World, path: &str) -> Result<String, Status> {
@@ -182,6 +182,42 @@ async fn swapped_kek_rows_do_not_open_after_a_restart() {
     expect_corrupt("swapped KEKs", pod_reads(&world, "payments/db").await);
 }
 
+/// The server has both KEKs open: what it remembers of a key must not lift what binds it to its keyspace.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kek_that_was_moved_to_another_keyspace_serves_neither() {
+    let world = World::start().await.with_payments().await;
+    for keyspace in ["other", "third"] {
+        world.server.apply("Keyspace", keyspace, &json!({})).await.unwrap();
+    }
+    world.put("other/db", &[("password", PLANTED)]).await;
+    let entries = world.database.check_audit_log();
+    // Two keys change places, by way of a third keyspace, which has lost its own.
+    world.database.sql(
+        "CREATE TABLE ids AS SELECT o.name, k.id, k.keyspace_id FROM keks k JOIN objects o ON o.id = k.keyspace_id;
+         DELETE FROM keks WHERE id = (SELECT id FROM ids WHERE name = 'third');
+         UPDATE keks SET keyspace_id = (SELECT keyspace_id FROM ids WHERE name = 'third')
+         WHERE id = (SELECT id FROM ids WHERE name = 'payments');
+         UPDATE keks SET keyspace_id = (SELECT keyspace_id FROM ids WHERE name = 'payments')
+         WHERE id = (SELECT id FROM ids WHERE name = 'other');
+         UPDATE keks SET keyspace_id = (SELECT keyspace_id FROM ids WHERE name = 'other')
+         WHERE id = (SELECT id FROM ids WHERE name = 'payments')",
+    );
+    for path in ["payments/db", "other/db"] {
+        expect_corrupt("a moved KEK", operator_writes(&world, path).await);
+    }
+    world.database.sql("UPDATE deks d SET kek_id = k.id FROM keks k WHERE k.keyspace_id = d.keyspace_id");
+    for path in ["payments/db", "other/db"] {
+        expect_corrupt("a moved KEK", operator_reads(&world, path).await);
+        expect_corrupt("a moved KEK", operator_writes(&world, path).await);
+    }
+    expect_corrupt("a moved KEK", pod_reads(&world, "payments/db").await);
+    let written = "SELECT count(*) FILTER (WHERE operation = 'secret.put') FROM audit_entries WHERE index >=";
+    assert_eq!(world.database.sql(&format!("{written} {entries}")), "0", "nothing was written");
+    assert_eq!(world.database.sql("SELECT max(version) FROM secret_versions"), "1");
+    assert!(!world.logs().contains(PLANTED));
+    world.database.check_audit_log();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_root_wrapping_key_that_does_not_open_keeps_the_server_sealed() {
     let mut world = World::start().await.with_payments().await;
@@ -190,7 +226,7 @@ async fn a_root_wrapping_key_that_does_not_open_keeps_the_server_sealed() {
              1 - get_bit(wrapped, octet_length(wrapped) * 8 - 1))",
     );
     world.server.restart().await.unwrap();
-    assert_eq!(why_sealed(&world).await, NOT_OPENED);
+    until_state(&world.server, State::Sealed, NOT_OPENED).await;
     assert_eq!(operator_reads(&world, "payments/db").await.unwrap_err().code(), Code::Unavailable);
 }
 
@@ -259,7 +295,7 @@ async fn one_installation_cannot_read_what_was_copied_from_another() {
     std::fs::copy(theirs.folder.path().join("server/root.key"), own.folder.path().join("server/root.key"))
         .unwrap();
     own.server.restart().await.unwrap();
-    assert_eq!(why_sealed(&own).await, NOT_OPENED);
+    until_state(&own.server, State::Sealed, NOT_OPENED).await;
     assert_eq!(operator_reads(&own, "payments/db").await.unwrap_err().code(), Code::Unavailable);
     assert_eq!(operator_reads(&theirs, "payments/db").await.unwrap(), "first");
 }

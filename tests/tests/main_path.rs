@@ -56,13 +56,13 @@ async fn a_pods_token_becomes_files_and_everything_is_written_down() {
     2 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"config.apply","dry_run":false,"objects":[{"kind":"Keyspace","name":"payments","generation":1}]},"outcome":{"result":"allowed"}}
     3 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"config.apply","dry_run":false,"objects":[{"kind":"AppRole","name":"payments-api","generation":1}]},"outcome":{"result":"allowed"}}
     4 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"secret.put","path":"payments/db","version":1},"outcome":{"result":"allowed"}}
-    5 "actor":{"kind":"pod","name":"system:serviceaccount:payments:api","issuer":"dev","namespace":"payments","service_account":{"name":"api","uid":"UID of api"},"pod":{"name":"api-0","uid":"UID of api-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db","version":1,"rule":"payments/*"}]},"outcome":{"result":"allowed"}}
+    5 "actor":{"kind":"pod","name":"system:serviceaccount:payments:api","issuer":"dev","namespace":"payments","service_account":{"name":"api","uid":"UID of api"},"pod":{"name":"api-0","uid":"UID of api-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"driver":{"name":"system:serviceaccount:keyfold-system:keyfold-csi","issuer":"dev","namespace":"keyfold-system","service_account":{"name":"keyfold-csi","uid":"UID of keyfold-csi"},"pod":{"name":"keyfold-csi-dev","uid":"UID of keyfold-csi-dev"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI of the driver"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db","version":1,"rule":"payments/*"}]},"outcome":{"result":"allowed"}}
     6 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"secret.put","path":"payments/db","version":2},"outcome":{"result":"allowed"}}
-    7 "actor":{"kind":"pod","name":"system:serviceaccount:payments:api","issuer":"dev","namespace":"payments","service_account":{"name":"api","uid":"UID of api"},"pod":{"name":"api-0","uid":"UID of api-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db","version":2,"rule":"payments/*"}]},"outcome":{"result":"allowed"}}
+    7 "actor":{"kind":"pod","name":"system:serviceaccount:payments:api","issuer":"dev","namespace":"payments","service_account":{"name":"api","uid":"UID of api"},"pod":{"name":"api-0","uid":"UID of api-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"driver":{"name":"system:serviceaccount:keyfold-system:keyfold-csi","issuer":"dev","namespace":"keyfold-system","service_account":{"name":"keyfold-csi","uid":"UID of keyfold-csi"},"pod":{"name":"keyfold-csi-dev","uid":"UID of keyfold-csi-dev"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI of the driver"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db","version":2,"rule":"payments/*"}]},"outcome":{"result":"allowed"}}
     8 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"key.rotate","keyspace":"payments","from_version":1,"to_version":2},"outcome":{"result":"allowed"}}
     9 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"key.rewrap","keyspace":"payments","to_version":2,"deks":2},"outcome":{"result":"allowed"}}
-    10 "actor":{"kind":"pod","name":"system:serviceaccount:payments:api","issuer":"dev","namespace":"payments","service_account":{"name":"api","uid":"UID of api"},"pod":{"name":"api-0","uid":"UID of api-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db","version":2,"rule":"payments/*"}]},"outcome":{"result":"allowed"}}
-    11 "actor":{"kind":"pod","name":"system:serviceaccount:payments:reports","issuer":"dev","namespace":"payments","service_account":{"name":"reports","uid":"UID of reports"},"pod":{"name":"reports-0","uid":"UID of reports-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db"}]},"outcome":{"result":"refused","reason":"role-not-bound","message":"app role \"payments-api\" does not exist or does not bind system:serviceaccount:payments:reports of issuer dev"}}
+    10 "actor":{"kind":"pod","name":"system:serviceaccount:payments:api","issuer":"dev","namespace":"payments","service_account":{"name":"api","uid":"UID of api"},"pod":{"name":"api-0","uid":"UID of api-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"driver":{"name":"system:serviceaccount:keyfold-system:keyfold-csi","issuer":"dev","namespace":"keyfold-system","service_account":{"name":"keyfold-csi","uid":"UID of keyfold-csi"},"pod":{"name":"keyfold-csi-dev","uid":"UID of keyfold-csi-dev"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI of the driver"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db","version":2,"rule":"payments/*"}]},"outcome":{"result":"allowed"}}
+    11 "actor":{"kind":"pod","name":"system:serviceaccount:payments:reports","issuer":"dev","namespace":"payments","service_account":{"name":"reports","uid":"UID of reports"},"pod":{"name":"reports-0","uid":"UID of reports-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"driver":{"name":"system:serviceaccount:keyfold-system:keyfold-csi","issuer":"dev","namespace":"keyfold-system","service_account":{"name":"keyfold-csi","uid":"UID of keyfold-csi"},"pod":{"name":"keyfold-csi-dev","uid":"UID of keyfold-csi-dev"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI of the driver"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db"}]},"outcome":{"result":"refused","reason":"role-not-bound","message":"app role \"payments-api\" does not exist or does not bind system:serviceaccount:payments:reports of issuer dev"}}
     "#);
     assert_eq!(world.database.check_audit_log(), 13);
 
@@ -121,16 +121,24 @@ fn shown_entry(entry: &AuditEntry) -> String {
     let json: Value = serde_json::from_slice(&entry.entry).unwrap();
     let member = |name: &str| json[name].as_str().unwrap();
     assert!(OffsetDateTime::parse(member("at"), &Rfc3339).is_ok());
-    let common = format!(r#"{{"v":1,"at":"{}","request_id":"{}","#, member("at"), member("request_id"));
+    let common = format!(
+        r#"{{"v":1,"at":"{}","request_id":"{}","from":"127.0.0.1","#,
+        member("at"),
+        member("request_id")
+    );
     let text = str::from_utf8(&entry.entry).unwrap();
     let mut text = text.strip_prefix(&common).expect("each entry begins alike").to_owned();
-    text = text.replace(json["actor"]["credential_id"].as_str().unwrap_or("\n"), "JTI");
+    for (who, shown) in [("actor", "JTI"), ("driver", "JTI of the driver")] {
+        text = text.replace(json[who]["credential_id"].as_str().unwrap_or("\n"), shown);
+    }
     for (kind, namespace, name) in [
         ("Pod", "payments", "api-0"),
         ("Pod", "payments", "reports-0"),
+        ("Pod", "keyfold-system", "keyfold-csi-dev"),
         ("Node", "", "dev-node"),
         ("ServiceAccount", "payments", "api"),
         ("ServiceAccount", "payments", "reports"),
+        ("ServiceAccount", "keyfold-system", "keyfold-csi"),
     ] {
         text = text.replace(&uid(kind, namespace, name), &format!("UID of {name}"));
     }

@@ -1,7 +1,8 @@
 //! What the database itself holds to, whoever writes to it.
 
 use keyfold::dev::server::Server;
-use keyfold_tests::{Database, World};
+use keyfold_proto::keyfold::v1::State;
+use keyfold_tests::{Database, World, faults::until_state};
 
 #[test]
 fn every_column_says_whether_it_changes_and_whether_it_is_encrypted() {
@@ -24,10 +25,34 @@ async fn audit_entries_cannot_be_changed_or_removed() {
         "DELETE FROM audit_entries WHERE index = 0",
         "DELETE FROM audit_entries_0",
         "TRUNCATE audit_entries",
+        "TRUNCATE audit_entries_0",
+        "TRUNCATE audit_entries_default",
     ] {
-        let refused = world.database.access.sql(&world.database.name, change).unwrap_err().to_string();
+        let refused = refusal(&world.database, change);
         assert!(refused.contains("are only ever added"), "{change}: {refused}");
     }
+    world.database.check_audit_log();
+}
+
+/// Otherwise the next entries would overwrite or fork the log, or leave a gap.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_logs_head_cannot_go_back_or_away() {
+    let world = World::start().await.with_payments().await;
+    for change in [
+        "UPDATE audit_head SET size = size - 1",
+        "UPDATE audit_head SET size = 0",
+        "DELETE FROM audit_head",
+        "TRUNCATE audit_head",
+    ] {
+        let refused = refusal(&world.database, change);
+        assert!(refused.contains("only grow") || refused.contains("only ever added"), "{change}: {refused}");
+    }
+    world.database.check_audit_log();
+}
+
+/// What Postgres says to a change, even of a superuser.
+fn refusal(database: &Database, change: &str) -> String {
+    database.access.sql(&database.name, change).unwrap_err().to_string()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -36,31 +61,21 @@ async fn a_dek_under_a_kek_that_is_not_active_is_refused() {
     let operator = world.operator();
     let keyspace = "payments".to_owned();
     operator.keys().rotate_key(keyfold_proto::keyfold::v1::RotateKeyRequest { keyspace }).await.unwrap();
-    let refused = world
-        .database
-        .access
-        .sql(
-            &world.database.name,
-            "UPDATE deks SET kek_id = k.id, kek_version = k.version FROM keks k WHERE k.state = 'deactivated'",
-        )
-        .unwrap_err()
-        .to_string();
+    let refused = refusal(
+        &world.database,
+        "UPDATE deks SET kek_id = k.id, kek_version = k.version FROM keks k WHERE k.state = 'deactivated'",
+    );
     assert!(refused.contains("is not active"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_active_kek_is_refused() {
     let world = World::start().await.with_payments().await;
-    let refused = world
-        .database
-        .access
-        .sql(
-            &world.database.name,
-            "INSERT INTO keks (id, keyspace_id, purpose, version, state, rwk_id, wrapped, created_at)
-             SELECT gen_random_uuid(), keyspace_id, purpose, 2, 'active', rwk_id, wrapped, created_at FROM keks",
-        )
-        .unwrap_err()
-        .to_string();
+    let refused = refusal(
+        &world.database,
+        "INSERT INTO keks (id, keyspace_id, purpose, version, state, rwk_id, wrapped, created_at)
+         SELECT gen_random_uuid(), keyspace_id, purpose, 2, 'active', rwk_id, wrapped, created_at FROM keks",
+    );
     assert!(refused.contains("keks_one_active"), "{refused}");
 }
 
@@ -78,20 +93,6 @@ async fn a_server_on_another_schema_serves_nothing_and_says_what_to_do() {
             world.operator().keys().list_keys(keyfold_proto::keyfold::v1::ListKeysRequest::default()).await;
         let status = refused.unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unavailable);
-        let status = wait_for_message(&world, advice).await;
-        assert!(status.contains(advice), "{status}");
+        until_state(&world.server, State::Sealed, advice).await;
     }
-}
-
-async fn wait_for_message(world: &World, wanted: &str) -> String {
-    let mut message = String::new();
-    for _ in 0..50 {
-        let request = keyfold_proto::keyfold::v1::GetStatusRequest {};
-        message = world.operator().system().get_status(request).await.unwrap().into_inner().message;
-        if message.contains(wanted) {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
-    message
 }

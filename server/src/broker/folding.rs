@@ -25,7 +25,7 @@ struct Window {
     start: Instant,
     written: u32,
     folded: u64,
-    last: Record,
+    first: Record,
     message: String,
 }
 
@@ -41,7 +41,7 @@ impl Folding {
             start: now,
             written: 0,
             folded: 0,
-            last: record.clone(),
+            first: record.clone(),
             message: message.clone(),
         });
         if window.written < WRITTEN_MAX {
@@ -58,8 +58,8 @@ impl Folding {
         let over = windows.extract_if(|_, window| now.duration_since(window.start) >= WINDOW);
         over.filter(|(_, window)| window.folded > 0)
             .map(|((_, reason), window)| {
-                let Window { last, message, folded, .. } = window;
-                (last, Outcome::Refused { reason, message, folded })
+                let Window { first, message, folded, .. } = window;
+                (first, Outcome::Refused { reason, message, folded })
             })
             .collect()
     }

@@ -14,7 +14,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use super::places::Place;
+use crate::shares::Share;
 
 /// Where a connection came from.
 #[derive(Debug, Clone, Copy)]
@@ -25,12 +25,12 @@ pub struct Connection {
     stream: TlsStream<TcpStream>,
     /// What was read already, and is read once more.
     replay: &'static [u8],
-    place: Place,
+    place: Share,
 }
 
 impl Connection {
     /// A connection from which `replay` was read already, and that gives `place` back when it is dropped.
-    pub fn new(stream: TlsStream<TcpStream>, replay: &'static [u8], place: Place) -> Self {
+    pub fn new(stream: TlsStream<TcpStream>, replay: &'static [u8], place: Share) -> Self {
         Self { stream, replay, place }
     }
 }
