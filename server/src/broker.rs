@@ -7,9 +7,9 @@ use keyfold_core::{
     audit::{Actor, Entry, IssuedItem, Operation, Outcome, Record},
     clock::Clock,
     entropy::Entropy,
-    identity::WorkloadIdentity,
     object::{Capability, Kind, Spec},
     path::SecretPath,
+    pattern::Pattern,
     payload::Fields,
     policy::{self, AppRole},
     refusal::Refusal,
@@ -140,19 +140,23 @@ impl Broker {
             let mut connection = self.store.connection().await?;
             let (roles, role_objects) = self.candidate_roles(&mut connection, request.role).await?;
             let role = policy::select_role(caller.identity(), &roles, request.role)?;
-            record.operation = request.operation_under(role, caller.identity());
+            let rule =
+                |item: &WantedItem| policy::decide(caller.identity(), role, &item.path, Capability::Read);
+            let decided: Vec<_> = request.items.iter().map(|item| (item, rule(item))).collect();
+            record.operation = operation(Some(role.name.as_str()), &decided);
             policy::check_node(role, caller.identity().node.as_ref(), caller.driver().node.as_ref())?;
-            let (granted, refused) = request.split_by_grant(role, caller.identity());
+            let (granted, refused): (Vec<_>, Vec<_>) = decided.iter().partition(|(_, rule)| rule.is_some());
             basis.extend(issuer_objects.into_iter().filter(|object| object.name == caller.identity().issuer));
             basis.extend(role_objects.iter().filter(|object| object.name == role.name).cloned());
 
             // 3. What is stored?
-            let paths: Vec<String> = granted.iter().map(|item| item.path.to_string()).collect();
+            let paths: Vec<String> = granted.iter().map(|(item, _)| item.path.to_string()).collect();
             let found = secret_versions::current(&mut connection, &paths).await?;
             let mut found: HashMap<_, _> =
                 found.into_iter().map(|found| (found.path.clone(), found)).collect();
-            let missing = required(granted.iter().filter(|item| !found.contains_key(item.path.as_str())));
-            let refused = required(refused.iter());
+            let missing = granted.iter().filter(|(item, _)| !found.contains_key(item.path.as_str()));
+            let missing = required(missing.map(|(item, _)| *item));
+            let refused = required(refused.iter().map(|(item, _)| *item));
             if !refused.is_empty() || !missing.is_empty() {
                 return Err(Refusal::Items { role: role.name.clone(), refused, missing }.into());
             }
@@ -334,40 +338,25 @@ fn check_size(versions: &[StoredVersion]) -> Result<(), Error> {
     )))
 }
 
-fn required<'a>(items: impl Iterator<Item = &'a &'a WantedItem>) -> Vec<SecretPath> {
+fn required<'a>(items: impl Iterator<Item = &'a WantedItem>) -> Vec<SecretPath> {
     items.filter(|item| !item.optional).map(|item| item.path.clone()).collect()
 }
 
 impl IssueRequest<'_> {
+    /// What is asked for, before anything is decided.
     fn operation(&self) -> Operation {
-        let item = |item: &WantedItem| IssuedItem { path: item.path.to_string(), version: None, rule: None };
-        Operation::SecretIssue {
-            role: self.role.map(str::to_owned),
-            items: self.items.iter().map(item).collect(),
-        }
+        let undecided: Vec<_> = self.items.iter().map(|item| (item, None)).collect();
+        operation(self.role, &undecided)
     }
+}
 
-    fn operation_under(&self, role: &AppRole, identity: &WorkloadIdentity) -> Operation {
-        let item = |item: &WantedItem| IssuedItem {
-            path: item.path.to_string(),
-            version: None,
-            rule: policy::decide(identity, role, &item.path, Capability::Read).map(ToString::to_string),
-        };
-        Operation::SecretIssue {
-            role: Some(role.name.to_string()),
-            items: self.items.iter().map(item).collect(),
-        }
-    }
-
-    fn split_by_grant(
-        &self,
-        role: &AppRole,
-        identity: &WorkloadIdentity,
-    ) -> (Vec<&WantedItem>, Vec<&WantedItem>) {
-        self.items
-            .iter()
-            .partition(|item| policy::decide(identity, role, &item.path, Capability::Read).is_some())
-    }
+fn operation(role: Option<&str>, decided: &[(&WantedItem, Option<&Pattern>)]) -> Operation {
+    let item = |(item, rule): &(&WantedItem, Option<&Pattern>)| IssuedItem {
+        path: item.path.to_string(),
+        version: None,
+        rule: rule.map(ToString::to_string),
+    };
+    Operation::SecretIssue { role: role.map(str::to_owned), items: decided.iter().map(item).collect() }
 }
 
 fn note_authentication_error(record: &mut Record, error: AuthnError) -> Error {

@@ -193,21 +193,19 @@ impl Store {
         MIGRATIONS.run(&self.pool).await.map_err(|error| error.to_string())
     }
 
-    /// Checks that the schema is the one that this server was built for, and gives its version.
+    /// Checks that the schema is the one that this server was built for.
     ///
     /// # Errors
     /// `Sealed` when it is older or newer, with what to do; those of Postgres.
-    pub async fn check_schema(&self) -> Result<i64, Error> {
+    pub async fn check_schema(&self) -> Result<(), Error> {
         let wanted = schema_version();
-        let found = sqlx::query_scalar!(
-            r#"SELECT CASE WHEN to_regclass('_sqlx_migrations') IS NULL THEN 0
-                      ELSE 1 END AS "known!""#
-        )
-        .fetch_one(&self.watch)
-        .await?;
-        let found = if found == 0 { 0 } else { self.newest_migration().await? };
+        let migrated =
+            sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "migrated!""#)
+                .fetch_one(&self.watch)
+                .await?;
+        let found = if migrated { self.newest_migration().await? } else { 0 };
         match found.cmp(&wanted) {
-            std::cmp::Ordering::Equal => Ok(found),
+            std::cmp::Ordering::Equal => Ok(()),
             std::cmp::Ordering::Less => Err(Error::Sealed(format!(
                 "the database has schema {found} and this server needs {wanted}: run keyfold-server migrate"
             ))),

@@ -10,7 +10,7 @@ use keyfold::{
         kubelet::{Pod, publish_request},
         postgres::Postgres,
         server::{self, Server},
-        tokens::{AUDIENCE, Minter, TokenRequest},
+        tokens::Minter,
     },
 };
 use keyfold_core::clock::{Clock as _, SystemClock};
@@ -133,15 +133,7 @@ impl Workloads {
     /// # Errors
     /// The server's status.
     pub async fn issue(&self, pod: &Pod, paths: &[&str]) -> Result<IssueSecretsResponse, Status> {
-        let token = TokenRequest {
-            namespace: pod.namespace.clone(),
-            service_account: pod.service_account.clone(),
-            pod: Some(pod.name.clone()),
-            node: Some(pod.node.clone()),
-            audience: AUDIENCE.into(),
-            ttl: Duration::from_secs(3600),
-        };
-        let token = self.minter.mint(&token, SystemClock.now()).expect("a token can be minted");
+        let token = self.minter.mint(&pod.token_request(), SystemClock.now()).expect("a token can be minted");
         let item = |path: &&str| SecretReference { path: (*path).into(), optional: false };
         let mut request = Request::new(IssueSecretsRequest {
             pod_token: token.jwt.to_string(),

@@ -8,6 +8,7 @@ mod database;
 pub mod faults;
 mod installation;
 mod leak;
+mod manifests;
 mod recorded;
 pub mod tls;
 mod world;
@@ -16,6 +17,7 @@ pub use cli::{Cli, Ran};
 pub use database::Database;
 pub use installation::{Installation, OBJECTS, masked};
 pub use leak::Search;
+pub use manifests::parse_volume;
 pub use recorded::{Recorded, fixture};
 pub use world::{PAYMENTS_SECRETS, World, server_setup};
 

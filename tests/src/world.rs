@@ -16,7 +16,7 @@ use keyfold::{
         kubelet::{Pod, Volume, publish_request},
         pki::Authority,
         server::{self, Server},
-        tokens::{AUDIENCE, Minter, SigningKey, Token, TokenRequest},
+        tokens::{AUDIENCE, Minter, SigningKey, Token},
     },
 };
 use keyfold_core::clock::{Clock as _, SystemClock};
@@ -189,15 +189,7 @@ impl World {
     /// # Panics
     /// When there is no randomness.
     pub fn token(&self, pod: &Pod) -> Token {
-        let request = TokenRequest {
-            namespace: pod.namespace.clone(),
-            service_account: pod.service_account.clone(),
-            pod: Some(pod.name.clone()),
-            node: Some(pod.node.clone()),
-            audience: AUDIENCE.into(),
-            ttl: Duration::from_secs(3600),
-        };
-        self.minter.mint(&request, SystemClock.now()).expect("a token can be minted")
+        self.minter.mint(&pod.token_request(), SystemClock.now()).expect("a token can be minted")
     }
 
     /// The volume `secrets` of a pod.

@@ -18,10 +18,9 @@ use keyfold_core::{
     object::{Capability, Kind, Spec},
     policy::{self, AppRole},
 };
-use keyfold_csi::{DRIVER_NAME, volume::Volume};
-use keyfold_proto::csi::v1::{NodePublishVolumeRequest, VolumeCapability, volume_capability};
+use keyfold_csi::DRIVER_NAME;
 use keyfold_server::config::{Config, ENVIRONMENT_PREFIX, RootKey};
-use keyfold_tests::{Database, bin_dir};
+use keyfold_tests::{Database, bin_dir, parse_volume};
 use serde_json::Value;
 
 fn deploy(name: &str) -> PathBuf {
@@ -328,7 +327,7 @@ fn spec(file: &str, kind: Kind) -> Spec {
 fn the_example_pod_may_have_what_its_volume_asks_for() {
     let app = manifests("example-app/kubernetes.yaml");
     let pod = app.iter().find(|document| document["kind"] == "Pod").unwrap();
-    let volume = volume(&pod["spec"]["volumes"][0]["csi"]);
+    let volume = parse_volume(&pod["spec"]["volumes"][0]["csi"]).unwrap();
     let Spec::AppRole(spec) = spec("example-app/keyfold.yaml", Kind::AppRole) else { panic!("an app role") };
     let role = AppRole { name: "payments-api".try_into().unwrap(), spec };
     assert_eq!(volume.role.as_ref(), Some(&role.name));
@@ -359,27 +358,6 @@ fn identity_of(pod: &Value) -> WorkloadIdentity {
         credential_id: None,
         expires_at: SystemClock.now(),
     }
-}
-
-/// A pod's `csi` volume as the driver reads it from kubelet's request.
-fn volume(csi: &Value) -> Volume {
-    assert_eq!(csi["driver"], DRIVER_NAME);
-    let attributes = csi["volumeAttributes"].as_object().unwrap();
-    let text = |(key, value): (&String, &Value)| (key.clone(), value.as_str().unwrap().to_owned());
-    let request = NodePublishVolumeRequest {
-        volume_id: "csi-1".into(),
-        target_path: "/var/lib/kubelet/pods/uid/volumes/kubernetes.io~csi/secrets/mount".into(),
-        readonly: csi["readOnly"] == true,
-        volume_capability: Some(VolumeCapability {
-            access_type: Some(volume_capability::AccessType::Mount(Default::default())),
-            access_mode: Some(volume_capability::AccessMode {
-                mode: volume_capability::access_mode::Mode::SingleNodeWriter.into(),
-            }),
-        }),
-        volume_context: attributes.iter().map(text).collect(),
-        ..Default::default()
-    };
-    Volume::parse(&request, Path::new("/var/lib/kubelet/pods")).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

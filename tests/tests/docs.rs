@@ -12,8 +12,8 @@ use keyfold_core::{
     audit::{AppliedObject, IssuedItem, Operation, leaf_hash},
     object::{Kind, Spec},
 };
-use keyfold_csi::{DRIVER_NAME, render::Format, volume::Volume};
-use keyfold_proto::csi::v1::{NodePublishVolumeRequest, VolumeCapability, volume_capability};
+use keyfold_csi::{DRIVER_NAME, render::Format};
+use keyfold_tests::parse_volume;
 use serde_json::Value;
 
 fn root() -> PathBuf {
@@ -340,27 +340,6 @@ fn the_yaml_in_the_documents_is_accepted() {
         }
     }
     assert!(objects >= 2 && volumes >= 1, "{objects} {volumes}");
-}
-
-fn parse_volume(csi: &Value) -> Result<Volume, String> {
-    assert_eq!(csi["driver"], DRIVER_NAME);
-    let attributes = csi["volumeAttributes"].as_object().unwrap().iter();
-    let request = NodePublishVolumeRequest {
-        volume_id: "csi-1".into(),
-        target_path: "/var/lib/kubelet/pods/uid/volumes/kubernetes.io~csi/secrets/mount".into(),
-        readonly: csi["readOnly"] == true,
-        volume_capability: Some(VolumeCapability {
-            access_type: Some(volume_capability::AccessType::Mount(Default::default())),
-            access_mode: Some(volume_capability::AccessMode {
-                mode: volume_capability::access_mode::Mode::SingleNodeWriter.into(),
-            }),
-        }),
-        volume_context: attributes
-            .map(|(key, value)| (key.clone(), value.as_str().unwrap().to_owned()))
-            .collect(),
-        ..Default::default()
-    };
-    Volume::parse(&request, Path::new("/var/lib/kubelet/pods")).map_err(|error| error.to_string())
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, time::Duration};
 
 use keyfold::dev::{
     kubelet::{Pod, csi_socket, publish_request},
-    tokens::{AUDIENCE, TokenRequest},
+    tokens::TokenRequest,
 };
 use keyfold_core::clock::{Clock as _, SystemClock};
 use keyfold_proto::{csi::v1::node_client::NodeClient, keyfold::v1::DeleteObjectRequest};
@@ -276,14 +276,7 @@ fn assert_busy(status: &Status) {
 }
 
 async fn publish_with_expired_token(world: &World, pod: &Pod) -> Result<(), Status> {
-    let request = TokenRequest {
-        namespace: pod.namespace.clone(),
-        service_account: pod.service_account.clone(),
-        pod: Some(pod.name.clone()),
-        node: Some(pod.node.clone()),
-        audience: AUDIENCE.into(),
-        ttl: Duration::from_secs(600),
-    };
+    let request = TokenRequest { ttl: Duration::from_secs(600), ..pod.token_request() };
     let token = world.minter.mint(&request, SystemClock.now() - Duration::from_secs(3600)).unwrap();
     let attributes = [("role", "payments-api"), ("secrets", PAYMENTS_SECRETS)];
     let request = publish_request(pod, &world.volume(pod), &token, &attributes);

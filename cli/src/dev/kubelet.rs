@@ -36,13 +36,15 @@ use tower::service_fn;
 
 use super::{
     files::{read_text, remove_if_there, write_private},
-    tokens::{AUDIENCE, Token, uid},
+    tokens::{AUDIENCE, Token, TokenRequest, uid},
 };
 use crate::exit::{Exit, Failure};
 
 /// The driver's name.
 pub const DRIVER: &str = "csi.keyfold.dev";
 
+/// How long a pod's token holds: what the CSIDriver object asks for.
+const POD_TOKEN_TTL: Duration = Duration::from_secs(3600);
 const TOKENS_KEY: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 /// Kubelet gives each CSI call two minutes (`csiTimeout`).
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -66,6 +68,18 @@ impl Pod {
     /// The pod's UID in the development cluster.
     pub fn uid(&self) -> String {
         uid("Pod", &self.namespace, &self.name)
+    }
+
+    /// The token that kubelet asks for on the pod's behalf.
+    pub fn token_request(&self) -> TokenRequest {
+        TokenRequest {
+            namespace: self.namespace.clone(),
+            service_account: self.service_account.clone(),
+            pod: Some(self.name.clone()),
+            node: Some(self.node.clone()),
+            audience: AUDIENCE.to_owned(),
+            ttl: POD_TOKEN_TTL,
+        }
     }
 }
 

@@ -12,15 +12,12 @@ use super::{
     files::read_text,
     kubelet::{Kubelet, Pod, Volume, publish_request, volume_id},
     stack::{DevFile, issuer_key_file, kubelet_dir},
-    tokens::{AUDIENCE, Minter, SigningKey, Token, TokenRequest},
+    tokens::{Minter, SigningKey, Token, TokenRequest},
 };
 use crate::{
     exit::{Exit, Failure},
     output,
 };
-
-/// How long a pod's token holds: what the CSIDriver object asks for.
-const POD_TOKEN_TTL: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// Prints a token.
 ///
@@ -28,11 +25,8 @@ const POD_TOKEN_TTL: std::time::Duration = std::time::Duration::from_secs(3600);
 /// When no environment is up in the folder.
 pub fn token(args: &TokenArgs) -> Result<Exit, Failure> {
     let minter = minter(&args.dir.path)?;
-    let request = TokenRequest {
-        audience: args.audience.clone(),
-        ttl: args.ttl,
-        ..pod_token_request(&args.pod.pod(None))
-    };
+    let request =
+        TokenRequest { audience: args.audience.clone(), ttl: args.ttl, ..args.pod.pod(None).token_request() };
     let token = minter.mint(&request, SystemClock.now())?;
     output::write(token.jwt.as_bytes())?;
     output::write(b"\n")?;
@@ -51,7 +45,7 @@ pub async fn mount(args: &MountArgs) -> Result<Exit, Failure> {
     }
     let pod = args.pod.pod(args.fs_group);
     let volume = environment.volume_to_mount(&pod, &args.target)?;
-    let token = minter(&args.dir.path)?.mint(&pod_token_request(&pod), SystemClock.now())?;
+    let token = minter(&args.dir.path)?.mint(&pod.token_request(), SystemClock.now())?;
     let secrets = read_text(&args.secrets)?;
     environment.publish(&pod, &volume, &token, &args.role, &secrets).await?;
     output::write(format!("{}\n", environment.seen(&volume.target).display()).as_bytes())?;
@@ -79,18 +73,6 @@ impl PodArgs {
             node: self.node.clone(),
             fs_group,
         }
-    }
-}
-
-/// What kubelet asks for on behalf of `pod`.
-pub fn pod_token_request(pod: &Pod) -> TokenRequest {
-    TokenRequest {
-        namespace: pod.namespace.clone(),
-        service_account: pod.service_account.clone(),
-        pod: Some(pod.name.clone()),
-        node: Some(pod.node.clone()),
-        audience: AUDIENCE.to_owned(),
-        ttl: POD_TOKEN_TTL,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
     broker::{Broker, Call},
     error::Error,
     keys::{
-        keyring::number,
+        keyring::{Keyring, number},
         rewrap::{Rewrapped, rewrap},
     },
     store::{
@@ -51,7 +51,7 @@ impl Broker {
     /// # Errors
     /// `NotFound` for an unknown keyspace; `Corrupt` when a DEK does not open.
     pub async fn rotate_key(self: &Arc<Self>, call: &Call, keyspace: &str) -> Result<Rotation, Error> {
-        let keyring = &*self.seal.keyring()?;
+        let keyring = &self.seal.keyring()?;
         let asked =
             Operation::KeyRotate { keyspace: keyspace.to_owned(), from_version: None, to_version: None };
         let (old, new, record) = self
@@ -78,11 +78,12 @@ impl Broker {
             })
             .await?;
         // In a task of its own: the rewrap goes on when the caller goes away, or its time is over.
-        let broker = Arc::clone(self);
+        let (broker, keyring) = (Arc::clone(self), Arc::clone(keyring));
         let (name, keyspace_id) = (keyspace.to_owned(), new.keyspace_id);
-        let rewrapped = tokio::spawn(async move { broker.rewrap_keyspace(name, keyspace_id, record).await })
-            .await
-            .map_err(|_| Error::Corrupt(format!("the rewrap of keyspace {keyspace} was cut off")))??;
+        let rewrapped =
+            tokio::spawn(async move { broker.rewrap_keyspace(&keyring, name, keyspace_id, record).await })
+                .await
+                .map_err(|_| Error::Corrupt(format!("the rewrap of keyspace {keyspace} was cut off")))??;
         Ok(Rotation {
             old_version: number(old.version)?,
             new_version: number(new.version)?,
@@ -90,9 +91,14 @@ impl Broker {
         })
     }
 
-    async fn rewrap_keyspace(&self, keyspace: String, id: Uuid, record: Record) -> Result<Rewrapped, Error> {
-        let keyring = self.seal.keyring()?;
-        let rewrapped = rewrap(&self.store, &keyring, id, &*self.entropy).await?;
+    async fn rewrap_keyspace(
+        &self,
+        keyring: &Keyring,
+        keyspace: String,
+        id: Uuid,
+        record: Record,
+    ) -> Result<Rewrapped, Error> {
+        let rewrapped = rewrap(&self.store, keyring, id, &*self.entropy).await?;
         let to_version = number(rewrapped.to_version)?;
         let operation = Operation::KeyRewrap { keyspace, to_version, deks: rewrapped.deks };
         self.audited(Record { operation, ..record }, Ok(rewrapped)).await

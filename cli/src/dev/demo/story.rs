@@ -16,7 +16,6 @@ use crate::{
         kubelet::{Pod, Volume, publish_request},
         process::bare,
         stack::Stack,
-        volumes::pod_token_request,
     },
     exit::{Exit, Failure},
     output::columns,
@@ -239,7 +238,7 @@ impl<'a> Story<'a> {
 
     /// The request with a token minted for this call, as kubelet's is.
     fn request(&self, pod: &Pod, volume: &Volume) -> Result<NodePublishVolumeRequest, Failure> {
-        let token = self.stack.minter.mint(&pod_token_request(pod), SystemClock.now())?;
+        let token = self.stack.minter.mint(&pod.token_request(), SystemClock.now())?;
         Ok(publish_request(pod, volume, &token, &[("role", ROLE), ("secrets", ITEMS)]))
     }
 
