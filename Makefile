@@ -7,10 +7,10 @@ KEYFOLD := target/debug/keyfold
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint sqlx
+.PHONY: help setup build demo test lint fuzz bench-timing bench-token-check sqlx
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install Postgres from Debian's packages if there is none of version 15 or later
 	@ls -d /usr/lib/postgresql/*/bin 2>/dev/null | awk -F / '$$5 >= 15' | grep -q . \
@@ -43,6 +43,30 @@ lint: ## Check format, lints, licences, bans, duplicates and sources
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --all-features --locked check bans licenses sources
+
+# The search keeps what it finds to be new in target/fuzz, apart from the committed corpus. RUSTC_BOOTSTRAP lets the
+# stable compiler build for coverage and with AddressSanitizer, which it calls unstable.
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/targets/*.rs)))
+FUZZ_SECS ?= 60
+fuzz: ## Search for bytes that break a parser, FUZZ_SECS each of FUZZ_TARGETS
+	@[ -x target/tools/bin/cargo-fuzz ] || $(CARGO) install --locked --root target/tools cargo-fuzz
+	cp Cargo.lock fuzz/Cargo.lock
+	for target in $(FUZZ_TARGETS); do \
+		mkdir -p target/fuzz/corpus/$$target && \
+		RUSTC_BOOTSTRAP=1 target/tools/bin/cargo-fuzz run --fuzz-dir fuzz --target-dir target/fuzz $$target \
+			target/fuzz/corpus/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECS) -max_len=32768 || exit 1; \
+	done
+
+# BENCH_PROFILE=dev measures what `make build` has built.
+BENCH_PROFILE ?= release
+BENCH_BIN := target/$(patsubst dev,debug,$(BENCH_PROFILE))
+bench-timing: setup ## Test whether the time of a refusal tells what exists, with BENCH_ARGS
+	$(CARGO) build --workspace --bins --locked --profile $(BENCH_PROFILE)
+	$(BENCH_BIN)/keyfold dev postgres -- $(BENCH_BIN)/keyfold-bench timing $(BENCH_ARGS)
+
+bench-token-check: ## Measure the check of a token, for the first time and from the cache, with BENCH_ARGS
+	$(CARGO) build --package keyfold-bench --locked --profile $(BENCH_PROFILE)
+	$(BENCH_BIN)/keyfold-bench token-check $(BENCH_ARGS)
 
 # sqlx's macros write what they learn of each query when they are given a database and SQLX_OFFLINE_DIR.
 sqlx: setup ## Write the queries' offline data (.sqlx) anew, from the migrations and the code

@@ -28,9 +28,11 @@ const ZEROIZED: [&str; 4] = [
 
 fn main() -> Result<(), Box<dyn Error>> {
     let files = [
+        "keyfold/v1/approval.proto",
         "keyfold/v1/audit.proto",
         "keyfold/v1/config.proto",
         "keyfold/v1/key.proto",
+        "keyfold/v1/policy.proto",
         "keyfold/v1/secret.proto",
         "keyfold/v1/system.proto",
         "keyfold/v1/workload.proto",

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use uuid::Uuid;
 
 use crate::{commands, dev, exit::EXIT_CODES};
 
@@ -31,6 +32,9 @@ pub struct Global {
     /// File that holds the operator's token; a token is never an argument or a variable itself
     #[arg(long, global = true, env = "KEYFOLD_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// Plan that a second person has signed, for an operation that needs one: see `keyfold approval`
+    #[arg(long, global = true, value_name = "ID")]
+    pub approval: Option<Uuid>,
     /// How results are printed
     #[arg(long, short, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub output: Format,
@@ -43,11 +47,15 @@ pub struct Global {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// For people
+    #[value(alias = "text")]
     Table,
     /// For programs
     Json,
     /// For files
     Yaml,
+    /// For code-scanning services: findings of `lint`
+    #[value(hide = true)]
+    Sarif,
 }
 
 /// Every command.
@@ -57,7 +65,19 @@ pub enum Command {
     Init(commands::init::Args),
     /// Show whether the server serves, and what it is
     Status(commands::status::Args),
-    /// Make keyspaces, issuers and app roles as files declare them
+    /// Sign in to a server: from now on commands get their token by themselves
+    Login(commands::login::Args),
+    /// Sign out: remove the kept token and what `login` was told
+    Logout(commands::logout::Args),
+    /// Show who you are to the server, and what you may do
+    Whoami(commands::whoami::Args),
+    /// Say why a workload may have a secret or not, step by step; exit code 1 when it may not
+    Explain(commands::explain::Args),
+    /// Revoke the initial administrator
+    Admin(commands::admin::Args),
+    /// Check Kubernetes manifests before they are deployed; exit code 1 when something cannot work
+    Lint(commands::lint::Args),
+    /// Make keyspaces, issuers, roles and approval rules as files declare them
     Apply(commands::apply::ApplyArgs),
     /// Show what `apply` would change, field by field; exit code 1 when there is a change
     Diff(commands::apply::DiffArgs),
@@ -69,6 +89,10 @@ pub enum Command {
     Secret(commands::secret::Args),
     /// Look at app roles
     Role(commands::role::Args),
+    /// Try out the conditions of app roles
+    Policy(commands::policy::Args),
+    /// Look at and sign what needs a second person
+    Approval(commands::approval::Args),
     /// Look at and rotate key-encryption keys
     Key(commands::key::Args),
     /// Read the audit log

@@ -10,7 +10,7 @@ use std::{
 
 use clap::ValueEnum;
 use keyfold_proto::keyfold::v1;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use serde_saphyr::UserMessageFormatter;
 
@@ -62,6 +62,12 @@ pub enum Kind {
     /// Named right of workloads
     #[value(name = "approle", aliases = ["approles", "role", "roles"])]
     AppRole,
+    /// Named right of operators
+    #[value(name = "operatorrole", alias = "operatorroles")]
+    OperatorRole,
+    /// Operations that need a second person
+    #[value(name = "approvalrule", alias = "approvalrules")]
+    ApprovalRule,
 }
 
 impl Kind {
@@ -71,6 +77,8 @@ impl Kind {
             Kind::Keyspace => "Keyspace",
             Kind::Issuer => "Issuer",
             Kind::AppRole => "AppRole",
+            Kind::OperatorRole => "OperatorRole",
+            Kind::ApprovalRule => "ApprovalRule",
         }
     }
 }
@@ -105,8 +113,7 @@ impl Document {
     /// # Errors
     /// When the object has a form that this program does not know; the text says which.
     pub fn from_object(object: &v1::Object) -> Result<Self, String> {
-        let kind =
-            [Kind::Keyspace, Kind::Issuer, Kind::AppRole].into_iter().find(|kind| kind.name() == object.kind);
+        let kind = Kind::value_variants().iter().copied().find(|kind| kind.name() == object.kind);
         Ok(Self {
             api_version: ApiVersion::V1,
             kind: kind
@@ -126,6 +133,27 @@ impl Document {
 pub fn read(paths: &[PathBuf], stdin: &mut dyn Read) -> Result<Vec<Document>, Failure> {
     let mut documents = Vec::new();
     let mut places: BTreeMap<(Kind, String), String> = BTreeMap::new();
+    for (place, document) in read_with(paths, stdin, from_value::<Document>)? {
+        let key = (document.kind, document.metadata.name.clone());
+        if let Some(first) = places.insert(key, place.clone()) {
+            let twice = format!("{} {} stands in {first} already", document.kind, document.metadata.name);
+            return Err(wrong(&place, twice).advise("Keep one of them"));
+        }
+        documents.push(document);
+    }
+    Ok(documents)
+}
+
+/// Like `read`, with each document as `convert` makes it, and its place.
+///
+/// # Errors
+/// Like `read`.
+pub(crate) fn read_with<T>(
+    paths: &[PathBuf],
+    stdin: &mut dyn Read,
+    convert: fn(Value) -> Result<T, String>,
+) -> Result<Vec<(String, T)>, Failure> {
+    let mut documents = Vec::new();
     let mut stdin = Some(stdin);
     for file in expand(paths)? {
         let text = if file == Path::new("-") {
@@ -137,14 +165,7 @@ pub fn read(paths: &[PathBuf], stdin: &mut dyn Read) -> Result<Vec<Document>, Fa
             let open = fs::File::open(&file).map_err(|error| unreadable(&file, &error))?;
             read_text(open, &file)?
         };
-        for (place, document) in parse(&title(&file), &text)? {
-            let key = (document.kind, document.metadata.name.clone());
-            if let Some(first) = places.insert(key, place.clone()) {
-                let twice = format!("{} {} stands in {first} already", document.kind, document.metadata.name);
-                return Err(wrong(&place, twice).advise("Keep one of them"));
-            }
-            documents.push(document);
-        }
+        documents.extend(parse(&title(&file), &text, convert)?);
     }
     if documents.is_empty() {
         return Err(Failure::usage("cannot use the files", "they hold no document"));
@@ -168,7 +189,11 @@ pub fn to_yaml<'a>(documents: impl IntoIterator<Item = &'a Document>) -> Result<
 }
 
 /// Each document of a text with its place, such as `roles.yaml, document 2`. Empty documents do not count.
-fn parse(title: &str, text: &str) -> Result<Vec<(String, Document)>, Failure> {
+fn parse<T>(
+    title: &str,
+    text: &str,
+    convert: fn(Value) -> Result<T, String>,
+) -> Result<Vec<(String, T)>, Failure> {
     let options = serde_saphyr::options! {
         // YAML 1.2: `on` and `yes` are words, so what one tool wrote as a word stays one.
         strict_booleans: true,
@@ -181,7 +206,7 @@ fn parse(title: &str, text: &str) -> Result<Vec<(String, Document)>, Failure> {
         .map(|(index, value)| {
             let place = format!("{title}, document {}", index + 1);
             let value = value.map_err(|error| error.render_with_formatter(&UserMessageFormatter));
-            match value.and_then(document) {
+            match value.and_then(convert) {
                 Ok(document) => Ok((place, document)),
                 Err(reason) => Err(wrong(&place, reason)),
             }
@@ -189,7 +214,8 @@ fn parse(title: &str, text: &str) -> Result<Vec<(String, Document)>, Failure> {
         .collect()
 }
 
-fn document(value: Value) -> Result<Document, String> {
+/// The document of a YAML value; the reason names the field.
+pub(crate) fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     // serde would take a list for a struct, its items in the order of the fields.
     for (field, part) in [("", Some(&value)), ("metadata: ", value.get("metadata"))] {
         if part.is_some_and(Value::is_array) {
@@ -248,7 +274,8 @@ pub(crate) fn title(file: &Path) -> String {
     if file == Path::new("-") { "standard input".into() } else { file.display().to_string() }
 }
 
-fn wrong(place: &str, reason: impl Into<String>) -> Failure {
+/// What stands at this place is wrong.
+pub(crate) fn wrong(place: &str, reason: impl Into<String>) -> Failure {
     Failure::usage(format!("cannot use {place}"), reason)
 }
 

@@ -28,7 +28,7 @@ pub fn print<V: Serialize>(
 ) -> Result<(), Failure> {
     match format {
         Format::Table => text(&table(view)),
-        Format::Json | Format::Yaml => encoded(format, view),
+        Format::Json | Format::Yaml | Format::Sarif => encoded(format, view),
     }
 }
 

@@ -125,9 +125,16 @@ fn an_environment_stays_up_mounts_volumes_and_stops_on_ctrl_c() {
     wait_until("dev.json", || dev_file.exists());
 
     let described: serde_json::Value = serde_json::from_str(&fs::read_to_string(&dev_file).unwrap()).unwrap();
-    for key in
-        ["server", "ca", "admin_token_file", "csi_socket", "registration_socket", "issuer", "database_url"]
-    {
+    for key in [
+        "server",
+        "ca",
+        "admin_token_file",
+        "csi_socket",
+        "registration_socket",
+        "issuer",
+        "people",
+        "database_url",
+    ] {
         assert!(described[key].is_string(), "dev.json lacks {key}");
     }
     let operator = |arguments: &[&str]| {
@@ -150,10 +157,18 @@ fn an_environment_stays_up_mounts_volumes_and_stops_on_ctrl_c() {
         "apiVersion: keyfold.dev/v1\nkind: Keyspace\nmetadata: {name: shop}\nspec: {}\n---\n\
          apiVersion: keyfold.dev/v1\nkind: AppRole\nmetadata: {name: shop}\nspec:\n  \
          bind: [{issuer: dev, namespaces: [default], serviceAccounts: [default]}]\n  \
-         grants: [{path: shop/*, allow: [read]}]\n",
+         grants: [{path: shop/*, allow: [read]}]\n---\n\
+         apiVersion: keyfold.dev/v1\nkind: OperatorRole\nmetadata: {name: platform}\nspec:\n  \
+         builtIn: auditor\n  bind: [{issuer: people, claims: {sub: [alice], groups: [platform]}}]\n",
     );
     operator(&["apply", "-f", &objects]);
     operator(&["secret", "put", "shop/db", "--json", &write("shop.json", r#"{"password": "xyzzy"}"#)]);
+
+    let token =
+        [["token"].as_slice(), &dir_arguments, &["--operator", "alice", "--groups", "staff,platform"]]
+            .concat();
+    let alice = dev(&scratch, &token).output().unwrap();
+    operator(&["whoami", "--token-file", &write("alice.jwt", &text(&alice.stdout))]);
 
     let items = write("items.yaml", "- path: shop/db\n");
     let mount =
@@ -175,7 +190,7 @@ fn an_environment_stays_up_mounts_volumes_and_stops_on_ctrl_c() {
     assert!(printed.contains("export KEYFOLD_SERVER=") && printed.ends_with("Stopped.\n"), "{printed}");
     assert!(!dev_file.exists() && !Path::new(&path).exists());
     fs::remove_dir_all(&dir).unwrap();
-    for file in ["objects.yaml", "shop.json", "items.yaml"] {
+    for file in ["objects.yaml", "shop.json", "alice.jwt", "items.yaml"] {
         fs::remove_file(scratch.path().join(file)).unwrap();
     }
     assert_nothing_is_left(&scratch);

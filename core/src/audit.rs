@@ -4,7 +4,7 @@
 use std::{io, net::IpAddr};
 
 use ring::digest;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::ser::Formatter;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
@@ -18,7 +18,7 @@ use crate::{
 /// The format version that `v` states.
 const VERSION: u8 = 1;
 
-/// Items that the entry of a caller who proves nothing keeps.
+/// Items that the entry of a caller who holds no right keeps.
 const UNKNOWN_ITEMS_MAX: usize = 4;
 
 /// What an entry states, but for the time and how it ended: filled in as it becomes known.
@@ -34,6 +34,8 @@ pub struct Record {
     pub driver: Option<Box<PodActor>>,
     /// What.
     pub operation: Operation,
+    /// The second person's, where an approval rule asked for one.
+    pub approval: Option<Box<Approval>>,
 }
 
 /// One entry.
@@ -49,32 +51,39 @@ pub struct Entry {
     driver: Option<Box<PodActor>>,
     /// What.
     pub operation: Operation,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approval: Option<Box<Approval>>,
     /// How it ended.
     pub outcome: Outcome,
 }
 
 impl Entry {
-    /// An entry of this moment. Its time is cut to whole microseconds, as Postgres keeps them. Of callers who prove
-    /// nothing it keeps the first few items only, so that they cannot write much.
+    /// An entry of this moment. Its time is cut to whole microseconds, as Postgres keeps them. Of callers who hold no
+    /// right it keeps the first few items only, so that they cannot write much.
     pub fn new(at: OffsetDateTime, record: Record, outcome: Outcome) -> Self {
         let micros = at.nanosecond() / 1_000 * 1_000;
         let at = at.replace_nanosecond(micros).unwrap_or(at);
         let at = at.format(&Rfc3339).unwrap_or_default();
-        let Record { request_id, from, actor, driver, mut operation } = record;
-        if matches!(actor, Actor::Unknown { .. }) {
+        let Record { request_id, from, actor, driver, mut operation, approval } = record;
+        if !matches!(actor, Actor::Pod(_)) && !actor.holds_rights() {
             operation.keep_items(UNKNOWN_ITEMS_MAX);
         }
-        Self { v: VERSION, at, request_id, from, actor, driver, operation, outcome }
+        Self { v: VERSION, at, request_id, from, actor, driver, operation, approval, outcome }
     }
 
     /// The entry's exact bytes: one JSON object on one line, in ASCII, so that no text in it can steer a terminal.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(512);
-        let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, AsciiFormatter);
-        // Strings, numbers and maps with string keys only: JSON can hold every entry.
-        let _ = self.serialize(&mut serializer);
-        bytes
+        to_ascii_json(self)
     }
+}
+
+/// One JSON object on one line, in ASCII. The value holds strings, numbers and maps with string keys only.
+pub(crate) fn to_ascii_json(value: &impl Serialize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(512);
+    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, AsciiFormatter);
+    // JSON can hold every such value.
+    let _ = value.serialize(&mut serializer);
+    bytes
 }
 
 /// Escapes whatever is not printable ASCII.
@@ -116,6 +125,12 @@ pub enum Actor {
     Operator {
         /// The operator's name.
         name: String,
+        /// The operator roles that bound them; none for the initial administrator.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        roles: Vec<String>,
+        /// The token's `jti`, which joins the entry to the issuer's own log.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        credential_id: Option<String>,
     },
     /// Nobody that could be verified.
     Unknown {
@@ -156,16 +171,29 @@ impl Actor {
         Self::Pod(Box::new(identity.into()))
     }
 
+    /// The initial administrator, or one that is being made.
+    pub fn administrator(name: &str) -> Self {
+        Self::Operator { name: name.to_owned(), roles: Vec::new(), credential_id: None }
+    }
+
     /// Nobody that could be verified.
     pub fn unknown() -> Self {
         Self::Unknown { name: "unknown" }
+    }
+
+    /// Whether it is an operator with some right. Those without one, pods, and who is unknown can be very many.
+    pub fn holds_rights(&self) -> bool {
+        match self {
+            Self::Operator { name, roles, .. } => !roles.is_empty() || !name.contains('/'),
+            Self::Pod(_) | Self::Unknown { .. } => false,
+        }
     }
 
     /// The name that filters use.
     pub fn name(&self) -> &str {
         match self {
             Self::Pod(pod) => &pod.name,
-            Self::Operator { name } => name,
+            Self::Operator { name, .. } => name,
             Self::Unknown { name } => name,
         }
     }
@@ -207,8 +235,24 @@ impl From<&Refusal> for Outcome {
     }
 }
 
-/// One item of an issue.
+/// A second person's signature on the plan of an operation, with all that it takes to verify it anew: Ed25519 by
+/// `public_key` over [`crate::plan::PlanHash::signed_message`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Approval {
+    /// The plan's id.
+    pub plan: Uuid,
+    /// The SHA-256 of the plan's bytes, in hexadecimal.
+    pub hash: String,
+    /// The operator who signed.
+    pub signed_by: String,
+    /// The key that the approval rule named for them, in base64.
+    pub public_key: String,
+    /// The signature, in base64.
+    pub signature: String,
+}
+
+/// One item of an issue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssuedItem {
     /// The secret.
     pub path: String,
@@ -221,7 +265,7 @@ pub struct IssuedItem {
 }
 
 /// One object of an apply.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppliedObject {
     /// Its kind.
     pub kind: String,
@@ -233,12 +277,17 @@ pub struct AppliedObject {
 }
 
 /// What was done or asked for. The serialised name is the operation's name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "name")]
 #[allow(missing_docs, reason = "the names and fields say it; docs/audit.md lists them for readers")]
 pub enum Operation {
     #[serde(rename = "secret.issue")]
-    SecretIssue { role: Option<String>, items: Vec<IssuedItem> },
+    SecretIssue {
+        role: Option<String>,
+        items: Vec<IssuedItem>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lease_expires_at: Option<String>,
+    },
     #[serde(rename = "secret.put")]
     SecretPut { path: String, version: Option<u32> },
     #[serde(rename = "secret.get")]
@@ -269,12 +318,31 @@ pub enum Operation {
     KeyRotate { keyspace: String, from_version: Option<u32>, to_version: Option<u32> },
     #[serde(rename = "key.rewrap")]
     KeyRewrap { keyspace: String, to_version: u32, deks: u64 },
+    #[serde(rename = "policy.explain")]
+    PolicyExplain {
+        issuer: String,
+        namespace: String,
+        service_account: String,
+        pod: Option<String>,
+        role: Option<String>,
+        path: String,
+    },
     #[serde(rename = "audit.list")]
     AuditList {},
+    #[serde(rename = "approval.list")]
+    ApprovalList {},
+    #[serde(rename = "approval.get")]
+    ApprovalGet { plan: Uuid },
+    #[serde(rename = "approval.sign")]
+    ApprovalSign { plan: Uuid, hash: Option<String>, operation: Option<String> },
     #[serde(rename = "system.initialize")]
     SystemInitialize {},
     #[serde(rename = "system.status")]
     SystemStatus {},
+    #[serde(rename = "system.whoami")]
+    SystemWhoami {},
+    #[serde(rename = "system.revoke-initial-administrator")]
+    SystemRevokeInitialAdministrator {},
 }
 
 impl Operation {
@@ -297,9 +365,15 @@ impl Operation {
             Self::KeyList { .. } => "key.list",
             Self::KeyRotate { .. } => "key.rotate",
             Self::KeyRewrap { .. } => "key.rewrap",
+            Self::PolicyExplain { .. } => "policy.explain",
             Self::AuditList {} => "audit.list",
+            Self::ApprovalList {} => "approval.list",
+            Self::ApprovalGet { .. } => "approval.get",
+            Self::ApprovalSign { .. } => "approval.sign",
             Self::SystemInitialize {} => "system.initialize",
             Self::SystemStatus {} => "system.status",
+            Self::SystemWhoami {} => "system.whoami",
+            Self::SystemRevokeInitialAdministrator {} => "system.revoke-initial-administrator",
         }
     }
 
@@ -322,6 +396,7 @@ impl Operation {
             Self::SecretPut { path, .. }
             | Self::SecretGet { path, .. }
             | Self::SecretHistory { path }
+            | Self::PolicyExplain { path, .. }
             | Self::SecretRollback { path, .. }
             | Self::SecretDelete { path, .. }
             | Self::SecretUndelete { path, .. }
@@ -346,7 +421,12 @@ mod tests {
             from: Some(IpAddr::from([10, 0, 0, 7])),
             actor: Actor::pod(&identity("payments", "api")),
             driver: Some(Box::new((&identity("keyfold-system", "keyfold-csi")).into())),
-            operation: Operation::SecretIssue { role: Some("payments-api".into()), items: vec![item] },
+            operation: Operation::SecretIssue {
+                role: Some("payments-api".into()),
+                items: vec![item],
+                lease_expires_at: None,
+            },
+            approval: None,
         };
         Entry::new(datetime!(2026-11-23 05:40:54.123456789 UTC), record, outcome)
     }
@@ -369,6 +449,16 @@ mod tests {
     }
 
     #[test]
+    fn an_issue_on_a_lease_states_its_end() {
+        let mut on_a_lease = entry(Outcome::Allowed);
+        let Operation::SecretIssue { lease_expires_at, .. } = &mut on_a_lease.operation else { panic!() };
+        *lease_expires_at = Some("2026-11-23T06:40:54.123456Z".into());
+        let bytes = String::from_utf8(on_a_lease.to_bytes()).unwrap();
+        let end = r#""rule":"payments/*"}],"lease_expires_at":"2026-11-23T06:40:54.123456Z"},"outcome":{"result":"allowed"}}"#;
+        assert!(bytes.ends_with(end), "{bytes}");
+    }
+
+    #[test]
     fn a_refusals_message_is_cut_as_the_callers_is() {
         let outcome = Outcome::refused("not-granted", &"x".repeat(1 << 20));
         let Outcome::Refused { message, .. } = entry(outcome).outcome else { panic!("refused") };
@@ -384,11 +474,11 @@ mod tests {
 
     #[test]
     fn the_name_in_the_bytes_is_the_name_that_filters_use() {
-        let entry = entry(Outcome::from(&Refusal::RoleMissing));
+        let entry = entry(Outcome::from(&Refusal::NodeMismatch));
         let json: serde_json::Value = serde_json::from_slice(&entry.to_bytes()).unwrap();
         assert_eq!(json["operation"]["name"], entry.operation.name());
         assert_eq!(json["actor"]["name"], entry.actor.name());
-        assert_eq!(json["outcome"]["reason"], "role-missing");
+        assert_eq!(json["outcome"]["reason"], "node-mismatch");
     }
 
     #[test]
@@ -403,11 +493,18 @@ mod tests {
     }
 
     #[test]
-    fn who_proves_nothing_writes_little() {
+    fn attack_16_who_proves_nothing_writes_little() {
         let item = |n: usize| IssuedItem { path: format!("a/{n}"), version: None, rule: None };
-        let operation = Operation::SecretIssue { role: None, items: (0..64).map(item).collect() };
-        let record =
-            Record { request_id: Uuid::nil(), from: None, actor: Actor::unknown(), driver: None, operation };
+        let operation =
+            Operation::SecretIssue { role: None, items: (0..64).map(item).collect(), lease_expires_at: None };
+        let record = Record {
+            request_id: Uuid::nil(),
+            from: None,
+            actor: Actor::unknown(),
+            driver: None,
+            operation,
+            approval: None,
+        };
         let entry = Entry::new(datetime!(2026-11-23 05:40:54 UTC), record, Outcome::Allowed);
         assert_eq!(entry.operation.paths().len(), UNKNOWN_ITEMS_MAX);
     }

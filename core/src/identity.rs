@@ -1,7 +1,10 @@
-//! Who a verified Kubernetes token belongs to. A plain record: what makes it trustworthy is that only the server's
-//! `authn` wraps one into a caller.
+//! Who a verified token belongs to. Plain records: what makes one trustworthy is that only the server's `authn` wraps
+//! it into a caller.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use crate::name::ObjectName;
@@ -34,4 +37,38 @@ pub struct WorkloadIdentity {
     pub credential_id: Option<String>,
     /// When the token ends.
     pub expires_at: OffsetDateTime,
+}
+
+/// An operator's identity: a person's, as an OpenID provider's token states it, or that of a ServiceAccount.
+#[derive(Clone, PartialEq)]
+pub struct OperatorIdentity {
+    /// The issuer object whose keys verified the token.
+    pub issuer: ObjectName,
+    /// The token's `sub`: printable ASCII, 339 bytes at most.
+    pub subject: String,
+    /// All claims of the token, for the bindings of operator roles. Together they are shorter than a token may be.
+    pub claims: Map<String, Value>,
+    /// The token's `jti`, which joins an entry to the issuer's own log.
+    pub credential_id: Option<String>,
+    /// When the token ends.
+    pub expires_at: OffsetDateTime,
+}
+
+impl OperatorIdentity {
+    /// What entries and messages call the operator: `ISSUER/SUB`. An issuer's name holds no slash, so no two operators
+    /// share a name.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.issuer, self.subject)
+    }
+}
+
+/// Claims may be many and are of no use in a log.
+impl fmt::Debug for OperatorIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OperatorIdentity")
+            .field("name", &self.name())
+            .field("credential_id", &self.credential_id)
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
 }

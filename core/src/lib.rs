@@ -3,15 +3,23 @@
 
 pub mod audit;
 pub mod clock;
+pub mod condition;
 pub mod config;
+pub mod explain;
+pub mod foreign_text;
+pub mod glob;
 pub mod identity;
 pub mod name;
 pub mod object;
 pub mod path;
 pub mod pattern;
+pub mod plan;
 pub mod policy;
 pub mod refusal;
+pub mod rights;
+pub mod selector;
 pub mod token;
+pub mod volume;
 
 pub mod entropy;
 pub mod envelope;

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn object_names_are_dns_labels() {
+    fn attack_07_object_names_are_dns_labels() {
         for good in ["a", "payments", "a-1", "0"] {
             assert!(ObjectName::try_from(good).is_ok(), "{good}");
         }
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn field_names_are_safe_file_names() {
+    fn attack_24_field_names_are_safe_file_names() {
         for good in ["username", "DB_URL", "tls.crt", ".dockerconfigjson", "a..b", "-"] {
             assert!(check_field_name(good).is_ok(), "{good}");
         }

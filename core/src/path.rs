@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn another_spelling_of_a_path_is_refused() {
+    fn attack_07_another_spelling_of_a_path_is_refused() {
         let long = format!("a/{}", "b".repeat(129));
         for bad in [
             "",

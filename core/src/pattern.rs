@@ -54,12 +54,33 @@ enum Variable {
     Issuer,
 }
 
+/// The values that a workload has for variables.
+#[derive(Debug, Clone, Copy)]
+pub struct Variables<'a> {
+    /// Of `{namespace}`.
+    pub namespace: &'a str,
+    /// Of `{serviceAccount}`.
+    pub service_account: &'a str,
+    /// Of `{issuer}`.
+    pub issuer: &'a str,
+}
+
+impl<'a> From<&'a WorkloadIdentity> for Variables<'a> {
+    fn from(identity: &'a WorkloadIdentity) -> Self {
+        Self {
+            namespace: &identity.namespace,
+            service_account: &identity.service_account.name,
+            issuer: identity.issuer.as_str(),
+        }
+    }
+}
+
 impl Variable {
-    fn value(self, identity: &WorkloadIdentity) -> &str {
+    fn value(self, values: Variables<'_>) -> &str {
         match self {
-            Self::Namespace => &identity.namespace,
-            Self::ServiceAccount => &identity.service_account.name,
-            Self::Issuer => identity.issuer.as_str(),
+            Self::Namespace => values.namespace,
+            Self::ServiceAccount => values.service_account,
+            Self::Issuer => values.issuer,
         }
     }
 }
@@ -86,12 +107,37 @@ impl Pattern {
 
     /// Whether the pattern covers `path` for this caller.
     pub fn matches(&self, path: &SecretPath, identity: &WorkloadIdentity) -> bool {
+        self.matches_for(path, identity.into())
+    }
+
+    /// Whether the pattern covers `path` for a workload with these values.
+    pub fn matches_for(&self, path: &SecretPath, values: Variables<'_>) -> bool {
+        self.matches_with(path, |variable| Some(variable.value(values)))
+    }
+
+    /// Whether the pattern covers `path` for a caller that has no values for variables: then they match nothing.
+    pub fn matches_without_variables(&self, path: &SecretPath) -> bool {
+        self.matches_with(path, |_| None)
+    }
+
+    /// The same for Postgres, as a regular expression over whole paths.
+    pub fn to_regex(&self) -> String {
+        let regexes: Vec<_> = self.segments.iter().map(Segment::to_regex).collect();
+        format!("^{}$", regexes.join("/"))
+    }
+
+    /// Whether the pattern holds variables.
+    pub fn has_variables(&self) -> bool {
+        self.segments.iter().any(|segment| matches!(segment, Segment::Variable(_)))
+    }
+
+    fn matches_with<'a>(&self, path: &SecretPath, value: impl Fn(Variable) -> Option<&'a str>) -> bool {
         let mut wanted = path.segments();
         for segment in &self.segments {
             let Some(actual) = wanted.next() else { return false };
             let matched = match segment {
                 Segment::Literal(literal) => literal == actual,
-                Segment::Variable(variable) => variable.value(identity) == actual,
+                Segment::Variable(variable) => value(*variable) == Some(actual),
                 Segment::Any => true,
                 Segment::Rest => return true,
             };
@@ -100,6 +146,19 @@ impl Pattern {
             }
         }
         wanted.next().is_none()
+    }
+}
+
+impl Segment {
+    /// Of the characters that a literal can have, only the dot means more than itself.
+    fn to_regex(&self) -> String {
+        match self {
+            Self::Literal(literal) => literal.replace('.', "[.]"),
+            Self::Any => "[^/]+".to_owned(),
+            Self::Rest => ".+".to_owned(),
+            // In no path is a segment a slash.
+            Self::Variable(_) => "/".to_owned(),
+        }
     }
 }
 
@@ -149,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_is_exactly_one_segment() {
+    fn attack_06_a_star_is_exactly_one_segment() {
         assert!(matches("payments/*", "payments/db"));
         assert!(!matches("payments/*", "payments/eu/db"));
         assert!(!matches("payments/*/db", "payments/db"));
@@ -157,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn two_stars_are_one_or_more_segments_at_the_end() {
+    fn attack_06_two_stars_are_one_or_more_segments_at_the_end() {
         assert!(matches("payments/**", "payments/db"));
         assert!(matches("payments/**", "payments/eu/west/db"));
         assert!(!matches("payments/eu/**", "payments/eu"));
@@ -172,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variables_value_never_widens_a_pattern() {
+    fn attack_08_a_variables_value_never_widens_a_pattern() {
         let pattern = Pattern::parse("shared/{namespace}/x").unwrap();
         for value in ["*", "**", "payments/eu", "{serviceAccount}", "pay*", "payments,shop"] {
             let path = SecretPath::parse("shared/payments/x").unwrap();
@@ -181,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_outside_the_grammar_are_refused() {
+    fn attack_07_patterns_outside_the_grammar_are_refused() {
         for bad in [
             "",
             "payments",
@@ -205,6 +264,19 @@ mod tests {
         #[test]
         fn parsing_never_panics(text in "[a-z*{}/.A-Z%]{0,40}") {
             let _ = Pattern::parse(&text);
+        }
+
+        /// Rust's expressions read what is used here as Postgres's do.
+        #[test]
+        fn attack_06_the_regular_expression_of_a_pattern_matches_the_same_paths(
+            pattern in r"[ab](/([ab.]{1,2}|\*|\{namespace\})){1,3}(/\*\*)?",
+            path in "[ab](/[ab.]{1,2}){1,4}",
+        ) {
+            let (Ok(pattern), Ok(path)) = (Pattern::parse(&pattern), SecretPath::parse(&path)) else {
+                return Ok(());
+            };
+            let regex = regex::Regex::new(&pattern.to_regex()).unwrap();
+            prop_assert_eq!(regex.is_match(path.as_str()), pattern.matches_without_variables(&path));
         }
 
         #[test]

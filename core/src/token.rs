@@ -1,5 +1,6 @@
-//! A caller's token: a JWT as a Kubernetes API server signs it for a pod. Parsing is strict and trusts nothing;
-//! the server verifies the signature between [`UnverifiedToken::parse`] and [`check_claims`].
+//! A caller's token: a JWT as a Kubernetes API server signs it for a pod, or an OpenID provider for a person. Parsing
+//! is strict and trusts nothing; the server verifies the signature between [`UnverifiedToken::parse`] and
+//! [`check_claims`].
 
 mod claims;
 mod refusal;
@@ -9,7 +10,10 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize as _;
 use serde_json::{Map, Value};
 
-pub use self::{claims::check_claims, refusal::TokenRefusal};
+pub use self::{
+    claims::{CheckedClaims, Validity, check_claims},
+    refusal::TokenRefusal,
+};
 use crate::object::{Algorithm, IssuerSpec};
 
 /// The longest token that is read. Projected tokens have about 1 KiB; the API server's own limit on headers is far

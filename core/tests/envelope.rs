@@ -16,7 +16,7 @@ const KEY_REF: KeyRef = KeyRef { id: Uuid::from_u128(0x77), version: 3 };
 const PLAINTEXT: &[u8] = b"correct horse battery staple";
 
 #[test]
-fn every_flipped_bit_of_a_blob_fails_closed() {
+fn attack_18_every_flipped_bit_of_a_blob_fails_closed() {
     let blob = sealed();
     for bit in 0..blob.len() * 8 {
         let mut changed = blob.clone();
@@ -37,7 +37,7 @@ fn every_flipped_bit_of_a_blob_fails_closed() {
 }
 
 #[test]
-fn every_truncation_and_any_appended_byte_fails_closed() {
+fn attack_18_every_truncation_and_any_appended_byte_fails_closed() {
     let blob = sealed();
     for len in 0..blob.len() {
         let error = refusal(open(&key(), KEY_REF, &place(), &blob[..len]));
@@ -51,7 +51,7 @@ fn every_truncation_and_any_appended_byte_fails_closed() {
 }
 
 #[test]
-fn another_key_is_told_by_the_commitment() {
+fn attack_18_another_key_is_told_by_the_commitment() {
     for byte in 0..32 {
         let mut other = KEY;
         other[byte] ^= 0x80;
@@ -100,7 +100,7 @@ fn without_randomness_nothing_is_sealed() {
 }
 
 #[test]
-fn a_payload_opens_in_no_other_place() {
+fn attack_18_a_payload_opens_in_no_other_place() {
     let original = PayloadContext {
         installation: id(1),
         keyspace: id(2),
@@ -126,7 +126,7 @@ fn a_payload_opens_in_no_other_place() {
 }
 
 #[test]
-fn a_wrapped_dek_opens_in_no_other_place() {
+fn attack_18_a_wrapped_dek_opens_in_no_other_place() {
     let original = DekContext {
         installation: id(1),
         keyspace: id(2),
@@ -151,7 +151,7 @@ fn a_wrapped_dek_opens_in_no_other_place() {
 }
 
 #[test]
-fn a_wrapped_kek_opens_in_no_other_place() {
+fn attack_18_a_wrapped_kek_opens_in_no_other_place() {
     let original = KekContext {
         installation: id(1),
         keyspace: id(2),
@@ -174,7 +174,7 @@ fn a_wrapped_kek_opens_in_no_other_place() {
 }
 
 #[test]
-fn the_root_wrapping_key_opens_in_no_other_place() {
+fn attack_18_the_root_wrapping_key_opens_in_no_other_place() {
     let original = RwkContext { installation: id(1), rwk: id(2), rwk_version: 3, root_key_id: id(4) };
     let moved = [
         RwkContext { installation: id(9), ..original },

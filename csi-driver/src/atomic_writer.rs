@@ -17,12 +17,13 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
+use keyfold_core::volume::FilePath;
 use time::{OffsetDateTime, macros::format_description};
 
 use crate::{
-    file_path::FilePath,
     file_set::{File, FileSet},
     folder::{Access, Folder, Ownership},
+    lease,
 };
 
 /// The link to the present generation.
@@ -127,7 +128,8 @@ fn current_generation(root: &Folder) -> io::Result<Option<String>> {
 
 fn remove_leftovers(root: &Folder, current: Option<&str>) -> io::Result<()> {
     for name in root.names()? {
-        if name.starts_with(OWN_PREFIX) && name != DATA && Some(name.as_str()) != current {
+        let kept = name == DATA || name == lease::FILE || Some(name.as_str()) == current;
+        if name.starts_with(OWN_PREFIX) && !kept {
             root.remove(&name)?;
         }
     }

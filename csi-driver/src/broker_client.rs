@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use keyfold_core::entropy::{Entropy as _, SystemEntropy};
+use keyfold_core::{
+    entropy::{Entropy as _, SystemEntropy},
+    foreign_text::escaped,
+};
 use keyfold_proto::keyfold::v1::{
     IssueSecretsRequest, IssueSecretsResponse, workload_service_client::WorkloadServiceClient,
 };
@@ -16,8 +19,6 @@ use tonic::{
     transport::Channel,
 };
 use zeroize::Zeroizing;
-
-use crate::foreign_text::escaped;
 
 /// Largest reply. 64 secrets of a few KiB are usual; the server limits one secret to 512 KiB.
 const REPLY_BYTES_MAX: usize = 16 * 1024 * 1024;

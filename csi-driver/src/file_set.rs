@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use keyfold_core::secret::SecretBytes;
-
-use crate::file_path::FilePath;
+use keyfold_core::{secret::SecretBytes, volume::FilePath};
 
 /// One file: its content, and who may read it.
 pub struct File {

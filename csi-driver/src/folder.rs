@@ -75,11 +75,20 @@ impl Folder {
         set_access(&self.0, access)
     }
 
-    /// Content and permission bits of the file `name`; nothing when it is not a plain file.
-    pub fn read_file(&self, name: &str) -> io::Result<Option<(Zeroizing<Vec<u8>>, u32)>> {
+    /// Opens the file `name` for reading; nothing when it does not exist.
+    pub fn open_file(&self, name: &str) -> io::Result<Option<File>> {
         // NONBLOCK: opening a FIFO must not wait for a writer.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let mut file = File::from(rustix::fs::openat(&self.0, name, flags, Mode::empty())?);
+        match rustix::fs::openat(&self.0, name, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Content and permission bits of the file `name`; nothing when it does not exist or is not a plain file.
+    pub fn read_file(&self, name: &str) -> io::Result<Option<(Zeroizing<Vec<u8>>, u32)>> {
+        let Some(mut file) = self.open_file(name)? else { return Ok(None) };
         let stat = rustix::fs::fstat(&file)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Ok(None);

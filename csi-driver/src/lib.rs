@@ -4,11 +4,10 @@
 pub mod atomic_writer;
 pub mod broker_client;
 pub mod config;
-pub mod file_path;
 pub mod file_set;
 pub mod folder;
-pub mod foreign_text;
 pub mod identity;
+pub mod lease;
 pub mod log;
 pub mod mount;
 pub mod node;
@@ -22,6 +21,7 @@ pub mod volume_locks;
 
 use std::{fs, future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
+pub use keyfold_core::volume::DRIVER_NAME;
 use keyfold_proto::{
     channel::{ChannelError, connect_lazy},
     csi::v1::{identity_server::IdentityServer, node_server::NodeServer},
@@ -41,9 +41,6 @@ use crate::{
     registration::RegistrationService,
     socket::{SocketError, SocketFile},
 };
-
-/// The driver's name in CSIDriver objects, pods and kubelet's folders.
-pub const DRIVER_NAME: &str = "csi.keyfold.dev";
 
 /// Largest request on the driver's sockets. Kubelet's have a few KiB.
 const REQUEST_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -5,7 +5,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use keyfold_core::name::cut;
+use keyfold_core::{foreign_text::escaped, name::cut};
 use keyfold_proto::csi::v1::{
     NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse,
     NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability, NodeUnpublishVolumeRequest,
@@ -15,7 +15,6 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::{
     broker_client::BrokerError,
-    foreign_text::escaped,
     mount::MountError,
     publish::{Publisher, VolumeError},
     render::RenderError,
@@ -82,6 +81,9 @@ fn code(error: &VolumeError) -> Code {
         VolumeError::Invalid(_) => Code::InvalidArgument,
         VolumeError::Busy(_) => Code::Aborted,
         VolumeError::Stopping | VolumeError::Broker(BrokerError::Unavailable { .. }) => Code::Unavailable,
+        // Whatever the reason: kubelets that take a running pod's mount away after an error (kubernetes#121271) leave it
+        // after this one, so that files can come back.
+        VolumeError::LeaseEnded { .. } => Code::Unavailable,
         VolumeError::PodToken(_) => Code::Unauthenticated,
         VolumeError::Broker(BrokerError::Refused(refusal)) => refusal_code(refusal.code()),
         VolumeError::Full(_) | VolumeError::Render(RenderError::TooManyFiles) => Code::ResourceExhausted,

@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_in_secrets_wins_over_one_in_the_context() {
+    fn attack_25_a_token_in_secrets_wins_over_one_in_the_context() {
         let both = request(Some(&tokens("from-secrets")), Some(&tokens("from-context")));
         for source in [TokenSource::Secrets, TokenSource::SecretsOrContext] {
             assert_eq!(*pod_token(&both, source, "keyfold").unwrap(), "from-secrets");
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_in_the_context_counts_only_when_configured() {
+    fn attack_25_a_token_in_the_context_counts_only_when_configured() {
         let context = request(None, Some(&tokens("from-context")));
         assert_eq!(*pod_token(&context, TokenSource::SecretsOrContext, "keyfold").unwrap(), "from-context");
         let error = pod_token(&context, TokenSource::Secrets, "keyfold").unwrap_err().to_string();
@@ -145,13 +145,13 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_another_audience_does_not_count() {
+    fn attack_25_a_token_of_another_audience_does_not_count() {
         let error = pod_token(&request(Some(&tokens("t")), None), TokenSource::Secrets, "vault").unwrap_err();
         assert_eq!(error, PodTokenError::OtherAudience("vault".into()));
     }
 
     #[test]
-    fn malformed_tokens_are_refused_without_showing_them() {
+    fn attack_14_malformed_tokens_are_refused_without_showing_them() {
         for json in [
             "",
             "planted",
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn wiping_leaves_no_token_in_the_request() {
+    fn attack_14_wiping_leaves_no_token_in_the_request() {
         let mut both = WipedRequest::new(request(Some(&tokens("a")), Some(&tokens("b"))));
         both.wipe();
         let left = both.expose();

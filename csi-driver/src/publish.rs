@@ -15,6 +15,7 @@ use keyfold_proto::{
     csi::v1::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest},
     keyfold::v1::{IssueSecretsRequest, IssueSecretsResponse, IssuedSecret, SecretReference},
 };
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -23,7 +24,9 @@ use crate::{
     atomic_writer::{self, WriteError, Written},
     broker_client::{BrokerClient, BrokerError},
     config::{Config, TokenSource},
+    file_set::FileSet,
     folder::{Access, Ownership},
+    lease,
     mount::{MountError, MountPoint, State, Tmpfs},
     pod_token::{PodTokenError, WipedRequest, pod_token},
     render::{RenderError, render},
@@ -81,6 +84,8 @@ pub enum VolumeError {
     Full(u64),
     #[error("writing the volume: {0}")]
     Write(WriteError),
+    #[error("{reason}; the lease ended at {ended_at}, so its files were removed")]
+    LeaseEnded { reason: Box<VolumeError>, ended_at: String },
     #[error("the driver failed; its log says where")]
     Crashed,
 }
@@ -124,10 +129,12 @@ impl Publisher {
     /// Brings the pod's secrets to its mount: a first time, or again when kubelet asks for a refresh.
     ///
     /// A refresh that fails leaves the files as they are and succeeds, because an error would make older kubelets
-    /// take a running pod's mount away (kubernetes#121271). It is logged.
+    /// take a running pod's mount away (kubernetes#121271). It is logged. But when the volume's lease is over, it removes
+    /// the files and fails.
     ///
     /// # Errors
-    /// When the request is malformed, or a first publish fails; then nothing is mounted.
+    /// When the request is malformed, or a first publish fails; then nothing is mounted. `LeaseEnded`, of a volume that
+    /// is mounted and empty.
     pub async fn publish(&self, request: NodePublishVolumeRequest) -> Result<(), PublishError> {
         let request = WipedRequest::new(request);
         let volume = Volume::parse(request.expose(), &self.pods_dir)
@@ -144,7 +151,7 @@ impl Publisher {
             slot = self.slots.acquire() => slot,
             () = self.stopping.cancelled() => return Err(VolumeError::Stopping),
         };
-        let lock = self.locks.lock_to_publish(&volume.target, TURN_WAIT).await?;
+        let lock = Arc::new(self.locks.lock_to_publish(&volume.target, TURN_WAIT).await?);
         let place = MountPoint::resolve(&volume.target, &self.pods_dir)?.ok_or(VolumeError::NoParent)?;
         let mut state = place.state()?;
         if state == State::Empty {
@@ -152,10 +159,10 @@ impl Publisher {
             place.remove()?;
             state = State::Absent;
         }
-        match (self.bring_files(&request, &volume, lock, place, state).await, state) {
+        match (self.bring_files(&request, &volume, &lock, place.clone(), state).await, state) {
             (Ok(published), _) => log_published(&volume, state, &published),
             (Err(error), State::Written) if !matches!(error, VolumeError::Busy(_)) => {
-                tracing::warn!(volume = volume.id.as_str(), pod = %volume.pod, %error, "refresh failed, the files stay");
+                keep_files_on_lease(&volume, lock, place, error).await?;
             }
             (Err(error), _) => return Err(error),
         }
@@ -166,7 +173,7 @@ impl Publisher {
         &self,
         request: &WipedRequest,
         volume: &Arc<Volume>,
-        lock: VolumeLock,
+        lock: &Arc<VolumeLock>,
         place: MountPoint,
         state: State,
     ) -> Result<Published, VolumeError> {
@@ -180,8 +187,8 @@ impl Publisher {
             () = self.stopping.cancelled() => return Err(VolumeError::Stopping),
         };
         let (volume, size_bytes) = (Arc::clone(volume), self.tmpfs_bytes);
-        off_thread((lock, turn), move || {
-            let written = write_files(&place, state, &volume, &issued.secrets, size_bytes)?;
+        off_thread((Arc::clone(lock), turn), move || {
+            let written = write_files(&place, state, &volume, &issued, size_bytes)?;
             Ok(Published { written, role: issued.role, secrets: versions(&issued.secrets) })
         })
         .await
@@ -221,14 +228,18 @@ fn write_files(
     place: &MountPoint,
     state: State,
     volume: &Volume,
-    secrets: &[IssuedSecret],
+    issued: &IssueSecretsResponse,
     size_bytes: u64,
 ) -> Result<Written, VolumeError> {
-    let files = render(volume, secrets, size_bytes).map_err(|error| match error {
-        RenderError::TooLarge => VolumeError::Full(size_bytes),
-        error => VolumeError::Render(error),
-    })?;
+    let set_lease = |root: BorrowedFd<'_>| {
+        let set = lease::set_expiry(root, lease_expiry(issued));
+        set.map_err(|error| VolumeError::Write(WriteError::Io("noting the lease", error)))
+    };
     let write = |root: BorrowedFd<'_>| {
+        let files = render(volume, &issued.secrets, size_bytes).map_err(|error| match error {
+            RenderError::TooLarge => VolumeError::Full(size_bytes),
+            error => VolumeError::Render(error),
+        })?;
         atomic_writer::write(root, &files, folder_access(volume), SystemClock.now()).map_err(|error| {
             match error {
                 WriteError::Full => VolumeError::Full(size_bytes),
@@ -237,12 +248,58 @@ fn write_files(
         })
     };
     if state == State::Written {
-        return write(place.open()?.as_fd());
+        let root = place.open()?;
+        // First: the lease is renewed, also when the files stay those of before because the new ones cannot be written.
+        set_lease(root.as_fd())?;
+        return write(root.as_fd());
     }
     let tmpfs = Tmpfs::create(size_bytes, folder_access(volume))?;
     let written = write(tmpfs.root())?;
+    set_lease(tmpfs.root())?;
     place.attach(tmpfs)?;
     Ok(written)
+}
+
+/// A time that does not exist is taken for one that is over.
+fn lease_expiry(issued: &IssueSecretsResponse) -> Option<OffsetDateTime> {
+    let seconds = issued.lease_expires_at.as_ref()?.seconds;
+    Some(OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH))
+}
+
+/// After a refresh failed with `error`: leaves the files as they are while the volume's lease lasts, or has none, and
+/// removes them once it is over.
+async fn keep_files_on_lease(
+    volume: &Arc<Volume>,
+    lock: Arc<VolumeLock>,
+    place: MountPoint,
+    error: VolumeError,
+) -> Result<(), VolumeError> {
+    let folders = folder_access(volume);
+    match off_thread(lock, move || remove_files_past_lease(&place, folders)).await? {
+        Some(ended_at) => {
+            let ended_at = ended_at.format(&Rfc3339).unwrap_or_default();
+            Err(VolumeError::LeaseEnded { reason: Box::new(error), ended_at })
+        }
+        None => {
+            tracing::warn!(volume = volume.id.as_str(), pod = %volume.pod, %error, "refresh failed, the files stay");
+            Ok(())
+        }
+    }
+}
+
+/// Gives when the lease ended, if it did: then the volume is empty.
+fn remove_files_past_lease(
+    place: &MountPoint,
+    folders: Access,
+) -> Result<Option<OffsetDateTime>, VolumeError> {
+    let (root, now) = (place.open()?, SystemClock.now());
+    let expiry = lease::expiry(&root)
+        .map_err(|error| VolumeError::Write(WriteError::Io("reading when the lease ends", error)))?;
+    let ended_at = expiry.filter(|expires_at| *expires_at <= now);
+    if ended_at.is_some() {
+        atomic_writer::write(root.as_fd(), &FileSet::default(), folders, now).map_err(VolumeError::Write)?;
+    }
+    Ok(ended_at)
 }
 
 /// Each path once: an item is optional only when every item of that path is.

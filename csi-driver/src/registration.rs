@@ -3,14 +3,13 @@
 
 use std::path::Path;
 
+use keyfold_core::foreign_text::escaped;
 use keyfold_proto::pluginregistration::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
     registration_server::Registration,
 };
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
-
-use crate::foreign_text::escaped;
 
 /// Version of the plugin API that kubelet's CSI manager wants to hear.
 const SUPPORTED_VERSION: &str = "1.0.0";

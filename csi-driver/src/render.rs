@@ -6,14 +6,17 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-use keyfold_core::{name::cut, secret::SecretBytes};
+use keyfold_core::{
+    foreign_text::quoted,
+    name::cut,
+    secret::SecretBytes,
+    volume::{FilePath, Format, Item},
+};
 use keyfold_proto::keyfold::v1::{Field, IssuedSecret};
 
 use crate::{
-    file_path::FilePath,
     file_set::{File, FileSet},
-    foreign_text::quoted,
-    volume::{Item, Volume},
+    volume::Volume,
 };
 
 /// Most files of a volume: each takes kernel memory that the tmpfs' size does not limit. Eight secrets with the most
@@ -21,45 +24,6 @@ use crate::{
 pub const FILES_MAX: usize = 1024;
 /// Most bytes of what is said about one item, so that one cannot hide the others.
 const PROBLEM_BYTES_MAX: usize = 512;
-
-/// How the fields of a secret become files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// One file a field, with exactly the field's bytes.
-    Raw,
-    /// One file of `KEY="value"` lines.
-    Env,
-    /// One file with a JSON object of strings.
-    Json,
-}
-
-impl Format {
-    /// Every format, in the order in which messages list them.
-    pub const ALL: [Self; 3] = [Self::Raw, Self::Env, Self::Json];
-
-    /// The format of that name.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|format| format.name() == name)
-    }
-
-    /// The name in volume attributes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Env => "env",
-            Self::Json => "json",
-        }
-    }
-
-    /// What the default file name adds to the secret's last segment.
-    pub fn suffix(self) -> &'static str {
-        match self {
-            Self::Raw => "",
-            Self::Env => ".env",
-            Self::Json => ".json",
-        }
-    }
-}
 
 /// Why secrets cannot become files. Names items, fields and files, never a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,6 +1,5 @@
 //! A validated publish request: what kubelet asks for, in types that hold only what is allowed.
 
-mod attributes;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -10,19 +9,18 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use keyfold_core::{name::ObjectName, path::SecretPath};
+use keyfold_core::{
+    foreign_text::quoted,
+    name::ObjectName,
+    volume::{Attributes, Item, KUBELET_PREFIX, Problem},
+};
 use keyfold_proto::csi::v1::{
     NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability,
     volume_capability::{AccessType, access_mode::Mode},
 };
 
-use crate::{file_path::FilePath, foreign_text::quoted, render::Format};
-
 /// Longest volume id, in bytes; the CSI specification allows 128 and kubelet's ephemeral ids have 68.
 const ID_BYTES_MAX: usize = 256;
-
-/// Keys of the volume context that begin so are kubelet's, the rest the pod author's.
-pub const KUBELET_PREFIX: &str = "csi.storage.k8s.io/";
 
 /// Why a request is refused: every reason that was found, in one text for the pod's event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,25 +44,6 @@ pub struct Volume {
     pub items: Vec<Item>,
 }
 
-/// One entry of the volume attribute `secrets`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Item {
-    /// The secret.
-    pub path: SecretPath,
-    /// Leave the item out when the secret does not exist or is not granted.
-    pub optional: bool,
-    /// How its fields become files.
-    pub format: Format,
-    /// The file, or for raw fields the folder, that the item writes.
-    pub file: FilePath,
-    /// Permission bits of its files, `0o000` to `0o777`.
-    pub mode: u32,
-    /// Owner of its files; root when absent.
-    pub uid: Option<u32>,
-    /// Group of its files; the volume's group when absent.
-    pub gid: Option<u32>,
-}
-
 impl Volume {
     /// Checks a publish request: the volume id, the target path, the capability, then the rest.
     ///
@@ -79,7 +58,8 @@ impl Volume {
                 "the volume must be read-only: set `readOnly: true` on the pod's csi volume",
             ));
         }
-        let (role, items) = attributes::parse(&request.volume_context)?;
+        let Attributes { role, items } =
+            Attributes::parse(&request.volume_context).map_err(|problems| invalid(joined(&problems)))?;
         Ok(Self { id, target, group, pod: PodName::of(&request.volume_context), role, items })
     }
 
@@ -205,6 +185,10 @@ fn parse_capability(capability: Option<&VolumeCapability>) -> Result<Option<u32>
 /// A user or group id; 2^32-1 means "no change" to the kernel.
 fn parse_id(text: &str) -> Option<u32> {
     text.parse().ok().filter(|id| *id != u32::MAX)
+}
+
+fn joined(problems: &[Problem]) -> String {
+    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("; ")
 }
 
 fn invalid(message: impl Into<String>) -> InvalidRequest {

@@ -140,7 +140,7 @@ async fn kubelet_finds_the_driver_and_learns_what_it_can() {
 }
 
 #[tokio::test]
-async fn errors_carry_a_code_and_a_message_for_the_pods_event_and_nothing_secret() {
+async fn attack_14_errors_carry_a_code_and_a_message_for_the_pods_event_and_nothing_secret() {
     let driver = Driver::start().await;
     let mut node = NodeClient::new(driver.csi());
     let status = node.node_publish_volume(driver.publish_request()).await.unwrap_err();
@@ -177,7 +177,7 @@ async fn errors_carry_a_code_and_a_message_for_the_pods_event_and_nothing_secret
 }
 
 #[tokio::test]
-async fn garbage_and_oversized_messages_end_their_call_and_nothing_else() {
+async fn attack_16_garbage_and_oversized_messages_end_their_call_and_nothing_else() {
     let driver = Driver::start().await;
     for socket in [driver.config.csi_socket(), driver.config.registration_socket()] {
         for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0"]

@@ -1,6 +1,6 @@
 //! The gRPC services: adapters from messages to the broker and back, without any logic of their own.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use keyfold_core::{
     name::NameError,
@@ -9,23 +9,25 @@ use keyfold_core::{
     secret::SecretBytes,
 };
 use keyfold_proto::keyfold::v1;
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout},
-};
-use tonic::{Request, Response, Status};
+use tokio::time::{Instant, timeout};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::{
     broker::{Broker, Call},
+    callers,
     config::Limits,
     error::Error,
     listener::Peer,
+    shares::Shares,
 };
 
+mod approval;
 mod audit;
 mod config;
 mod key;
+mod policy;
 mod secret;
 mod status;
 mod system;
@@ -38,8 +40,8 @@ pub struct Api {
     broker: Arc<Broker>,
     /// The file whose content `Initialize` must present.
     bootstrap_token_file: Option<PathBuf>,
-    /// Requests that may be in work at once.
-    places: Arc<Semaphore>,
+    /// Requests that may be in work at once, of all network addresses and of each.
+    places: Shares<IpAddr>,
     /// How long one may take.
     request_max: Duration,
 }
@@ -50,22 +52,19 @@ impl Api {
         Self {
             broker,
             bootstrap_token_file,
-            places: Arc::new(Semaphore::new(limits.concurrent_requests)),
+            places: Shares::new(limits.concurrent_requests, limits.requests_per_peer),
             request_max: Duration::from_secs(limits.request_secs),
         }
     }
 
-    /// Counts, bounds, times and answers one call: the one place where an error becomes a status.
+    /// Counts, times and answers one call: the one place where an error becomes a status.
     async fn answer<T>(
         &self,
         rpc: &'static str,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<Response<T>, Status> {
         let start = Instant::now();
-        let result = match self.places.try_acquire() {
-            Ok(_place) => timeout(self.request_max, work).await.unwrap_or(Err(Error::TooSlow)),
-            Err(_) => Err(Error::Overloaded),
-        };
+        let result = timeout(self.request_max, work).await.unwrap_or(Err(Error::TooSlow));
         let code = result.as_ref().err().map_or("ok", Error::code);
         metrics::histogram!("keyfold_rpc_seconds", "rpc" => rpc, "code" => code)
             .record(start.elapsed().as_secs_f64());
@@ -76,15 +75,28 @@ impl Api {
     }
 
     /// What the broker is to know of a call: where it came from, and the token of its `authorization: Bearer` metadata.
+    /// It has a place among the requests in work, so that nothing is done for a call that finds none.
     fn call<T>(&self, request: &Request<T>) -> Result<Call, Error> {
         let bearer = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
         let token = bearer.and_then(|value| value.strip_prefix("Bearer "));
+        let from = request.extensions().get::<Peer>().map(|peer| peer.0);
+        let nowhere = IpAddr::from([0; 4]);
         Ok(Call {
+            _place: callers::place(&self.places, from.unwrap_or(nowhere), "the network address")?,
             request_id: self.broker.new_request_id()?,
-            from: request.extensions().get::<Peer>().map(|peer| peer.0),
+            from,
             token: token.map(|token| Zeroizing::new(token.to_owned())),
+            approval: approval(request.metadata())?,
         })
     }
+}
+
+/// The plan of the metadata `keyfold-approval`.
+fn approval(metadata: &MetadataMap) -> Result<Option<Uuid>, Error> {
+    let Some(value) = metadata.get("keyfold-approval") else { return Ok(None) };
+    let id = value.to_str().ok().and_then(|text| Uuid::try_parse(text).ok());
+    id.map(Some)
+        .ok_or_else(|| Error::Invalid("the metadata keyfold-approval must be a plan's id, a UUID".into()))
 }
 
 /// Longest name or prefix that is looked at: that of the longest path. Entries of the audit log keep it, also of callers
@@ -93,10 +105,16 @@ const TEXT_BYTES_MAX: usize = SEGMENTS_MAX * (SEGMENT_BYTES_MAX + 1);
 
 /// Refuses a text that no name can be.
 fn bounded<'a>(what: &str, text: &'a str) -> Result<&'a str, Error> {
-    if text.len() <= TEXT_BYTES_MAX {
-        return Ok(text);
+    if text.len() > TEXT_BYTES_MAX {
+        return Err(Error::Invalid(format!(
+            "{what} has {} bytes, and may have {TEXT_BYTES_MAX}",
+            text.len()
+        )));
     }
-    Err(Error::Invalid(format!("{what} has {} bytes, and may have {TEXT_BYTES_MAX}", text.len())))
+    if text.chars().any(char::is_control) {
+        return Err(Error::Invalid(format!("{what} holds a control character")));
+    }
+    Ok(text)
 }
 
 fn timestamp(at: time::OffsetDateTime) -> prost_types::Timestamp {

@@ -5,36 +5,42 @@
 
 mod discovery;
 mod issuer_keys;
-mod jwks;
+pub mod jwks;
+mod key_registry;
 mod operator;
 mod ring_provider;
 #[cfg(test)]
 mod test_issuer;
+mod token_cache;
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use keyfold_core::{
     clock::Clock,
-    identity::WorkloadIdentity,
+    identity::{OperatorIdentity, WorkloadIdentity},
     name::ObjectName,
     object::{IssuerSpec, ServiceAccountRef},
     refusal::{Refusal, TokenOwner},
     token::{TokenRefusal, UnverifiedToken, check_claims},
 };
 
-use self::issuer_keys::{IssuerKeys, KeyReader};
+use self::{
+    issuer_keys::KeyReader,
+    key_registry::KeyRegistry,
+    token_cache::{TokenCache, TokenDigest, Verified},
+};
 pub use self::{
-    operator::{AdminToken, generate_admin_token, operator},
+    operator::{AdminToken, generate_admin_token},
     ring_provider::{ForeignProvider, install},
 };
 
 /// How long an issuer may take for both its documents: a caller waits for the first fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Tokens of pods and drivers that are remembered: some 20,000.
+const WORKLOAD_TOKENS_BYTES: usize = 24 * 1024 * 1024;
+/// Those of operators, with all their claims: some 2,000.
+const OPERATOR_TOKENS_BYTES: usize = 2 * 1024 * 1024;
 
 /// An issuer object as the store holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,8 +62,8 @@ pub struct IssuerRecord {
 /// ```
 #[derive(Debug)]
 pub struct PodCaller {
-    identity: WorkloadIdentity,
-    driver: WorkloadIdentity,
+    identity: Arc<WorkloadIdentity>,
+    driver: Arc<WorkloadIdentity>,
 }
 
 impl PodCaller {
@@ -72,20 +78,36 @@ impl PodCaller {
     }
 }
 
-/// An operator whose token is live.
+/// An operator whose token was verified.
 ///
 /// ```compile_fail,E0451
-/// let forged = keyfold_server::authn::OperatorCaller { name: "admin".into() };
+/// use keyfold_server::authn::{OperatorCaller, OperatorKind};
+/// let forged = OperatorCaller { name: "admin".into(), kind: OperatorKind::InitialAdministrator };
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct OperatorCaller {
     name: String,
+    kind: OperatorKind,
+}
+
+/// What an operator presented.
+#[derive(Debug, Clone)]
+pub enum OperatorKind {
+    /// A live administrator's token of `keyfold init`.
+    InitialAdministrator,
+    /// A token of an issuer.
+    Identity(Arc<OperatorIdentity>),
 }
 
 impl OperatorCaller {
-    /// The name of the token that was presented.
+    /// The name of the administrator's token, or `ISSUER/SUB`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What was presented.
+    pub fn kind(&self) -> &OperatorKind {
+        &self.kind
     }
 }
 
@@ -102,7 +124,8 @@ pub enum AuthnError {
         /// The driver, likewise.
         driver: Option<Box<WorkloadIdentity>>,
     },
-    /// The issuer's keys were never read, so nothing can be said about the token. Trying again may help.
+    /// The issuer's keys were never read, or the token names one that is not at hand while the issuer cannot be asked, so
+    /// nothing can be said about the token. Trying again may help.
     #[error(
         "the keys of issuer {issuer} cannot be read now: try again, and see the server's log for the reason"
     )]
@@ -122,15 +145,19 @@ impl AuthnError {
         }
     }
 
+    fn refused(refusal: Refusal) -> Self {
+        Self::Refused { refusal, pod: None, driver: None }
+    }
+
     fn token(whose: TokenOwner, reason: TokenRefusal) -> Self {
-        Self::Refused { refusal: Refusal::Token { whose, reason }, pod: None, driver: None }
+        Self::refused(Refusal::Token { whose, reason })
     }
 }
 
 /// Why an issuer's keys could not be read: for the log, never for a caller.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct KeysError(String);
+pub struct KeysError(String);
 
 impl KeysError {
     fn new(reason: impl Into<String>) -> Self {
@@ -138,10 +165,11 @@ impl KeysError {
     }
 }
 
-/// Verifies pods' and drivers' tokens. Holds the issuers' public keys.
+/// Verifies the tokens of pods, drivers and operators. Holds the issuers' public keys, and what was verified lately.
 pub struct Authenticator {
-    reader: Arc<KeyReader>,
-    keys: Mutex<HashMap<ObjectName, Arc<IssuerKeys>>>,
+    keys: KeyRegistry,
+    workloads: TokenCache<WorkloadIdentity>,
+    operators: TokenCache<OperatorIdentity>,
 }
 
 impl Authenticator {
@@ -159,8 +187,18 @@ impl Authenticator {
         timeout: Duration,
     ) -> Result<Self, ForeignProvider> {
         install()?;
-        let reader = Arc::new(KeyReader { clock, jwks_dir, timeout });
-        Ok(Self { reader, keys: Mutex::default() })
+        Ok(Self {
+            keys: KeyRegistry::new(KeyReader { clock, jwks_dir, timeout }),
+            workloads: TokenCache::new(WORKLOAD_TOKENS_BYTES, |claims| claims.workload()),
+            operators: TokenCache::new(OPERATOR_TOKENS_BYTES, |claims| claims.operator()),
+        })
+    }
+
+    /// Begins to read the keys that are old or were never read, in the background, and returns at once. `issuers` are
+    /// all that are configured now. Cheap when nothing is due, so best called every second: it is the only way by which
+    /// a key that an issuer withdrew stops counting.
+    pub fn refresh_keys(&self, issuers: &[IssuerRecord]) {
+        self.keys.refresh(issuers);
     }
 
     /// The pod whose token a CSI driver presents with its own. `issuers` are all that are configured now.
@@ -173,41 +211,119 @@ impl Authenticator {
         driver_token: &str,
         issuers: &[IssuerRecord],
     ) -> Result<PodCaller, AuthnError> {
-        let (driver, driver_issuer) = self.verified(driver_token, TokenOwner::Driver, issuers).await?;
-        if !is_driver(&driver, driver_issuer) {
+        let (driver, driver_issuer) =
+            self.verified(&self.workloads, driver_token, TokenOwner::Driver, issuers).await?;
+        if !is_driver(&driver.subject, driver_issuer) {
             let refusal =
                 Refusal::NotADriver { subject: driver.subject.clone(), issuer: driver.issuer.clone() };
-            return Err(AuthnError::Refused { refusal, pod: None, driver: Some(Box::new(driver)) });
+            return Err(AuthnError::refused(refusal).presented_by(&driver));
         }
         let (identity, issuer) = self
-            .verified(pod_token, TokenOwner::Pod, issuers)
+            .verified(&self.workloads, pod_token, TokenOwner::Pod, issuers)
             .await
             .map_err(|error| error.presented_by(&driver))?;
-        let refusal = if is_driver(&identity, issuer) {
+        let refusal = if is_driver(&identity.subject, issuer) {
             Refusal::DriverAsPod { subject: identity.subject.clone() }
         } else if identity.issuer != driver.issuer {
             Refusal::IssuerMismatch
         } else {
             return Ok(PodCaller { identity, driver });
         };
-        Err(AuthnError::Refused { refusal, pod: Some(Box::new(identity)), driver: Some(Box::new(driver)) })
+        let pod = Some(Box::new(WorkloadIdentity::clone(&identity)));
+        Err(AuthnError::Refused { refusal, pod, driver: None }.presented_by(&driver))
     }
 
-    /// Who a token proves, and by which issuer object. Several objects may share a URL: the first that accepts wins,
-    /// and an issuer whose keys are away outweighs another's refusal, for it might accept.
-    async fn verified<'a>(
+    /// The operator who presents this token: one of `admin_tokens`, or a JWT of one of `issuers`.
+    ///
+    /// # Errors
+    /// When the token is refused. A missing one, one that is neither, and an administrator's that is unknown or revoked
+    /// get one answer.
+    pub async fn operator(
         &self,
+        token: Option<&str>,
+        admin_tokens: &[AdminToken],
+        issuers: &[IssuerRecord],
+    ) -> Result<OperatorCaller, AuthnError> {
+        match token {
+            Some(token) if !operator::is_admin_token(token) => self.operator_by_jwt(token, issuers).await,
+            _ => operator::administrator(token, admin_tokens).map_err(AuthnError::refused),
+        }
+    }
+
+    async fn operator_by_jwt(
+        &self,
+        token: &str,
+        issuers: &[IssuerRecord],
+    ) -> Result<OperatorCaller, AuthnError> {
+        let verified = self.verified(&self.operators, token, TokenOwner::Operator, issuers).await;
+        let (identity, issuer) = verified.map_err(one_answer_if_no_jwt)?;
+        if is_driver(&identity.subject, issuer) {
+            let subject = identity.subject.clone();
+            return Err(AuthnError::refused(Refusal::DriverAsOperator { subject }));
+        }
+        Ok(OperatorCaller { name: identity.name(), kind: OperatorKind::Identity(identity) })
+    }
+
+    /// Who a token proves, and by which issuer object. Counts how that was found out.
+    async fn verified<'a, T>(
+        &self,
+        cache: &TokenCache<T>,
         token: &str,
         whose: TokenOwner,
         issuers: &'a [IssuerRecord],
-    ) -> Result<(WorkloadIdentity, &'a IssuerRecord), AuthnError> {
+    ) -> Result<(Arc<T>, &'a IssuerRecord), AuthnError> {
+        let digest = TokenDigest::of(token);
+        if let Some(found) = self.verified_before(cache, &digest, issuers) {
+            count("cached");
+            return Ok(found);
+        }
+        let found = self.verified_now(cache, token, whose, issuers).await;
+        match &found {
+            Ok(_) => count("verified"),
+            Err(AuthnError::Refused { .. }) => count("refused"),
+            Err(AuthnError::KeysUnavailable { .. }) => {}
+        }
+        let (verified, issuer) = found?;
+        let identity = Arc::clone(&verified.identity);
+        cache.keep(digest, verified);
+        Ok((identity, issuer))
+    }
+
+    /// What was verified before counts while the issuer object is the same, its issuer publishes the same key, and the
+    /// time is right. In all other cases the token is verified as if it came for the first time, which finds the reason.
+    ///
+    /// Where several issuer objects share a URL, the one that accepted first goes on to do so.
+    fn verified_before<'a, T>(
+        &self,
+        cache: &TokenCache<T>,
+        digest: &TokenDigest,
+        issuers: &'a [IssuerRecord],
+    ) -> Option<(Arc<T>, &'a IssuerRecord)> {
+        let found = cache.find(digest)?;
+        let issuer = issuers.iter().find(|issuer| **issuer == found.issuer.record)?;
+        // Keys that were dropped meanwhile are no longer renewed.
+        let current = Arc::ptr_eq(&self.keys.of(issuer), &found.issuer) && found.issuer.publishes(&found.key);
+        let now = self.keys.clock().now();
+        (current && found.validity.check(issuer.spec.leeway, now).is_ok())
+            .then(|| (Arc::clone(&found.identity), issuer))
+    }
+
+    /// Several objects may share a URL: the first that accepts wins, and an issuer whose keys are away outweighs
+    /// another's refusal, for it might accept.
+    async fn verified_now<'a, T>(
+        &self,
+        cache: &TokenCache<T>,
+        token: &str,
+        whose: TokenOwner,
+        issuers: &'a [IssuerRecord],
+    ) -> Result<(Verified<T>, &'a IssuerRecord), AuthnError> {
         let refused = |reason| AuthnError::token(whose, reason);
         let token = UnverifiedToken::parse(token).map_err(refused)?;
         let url = token.issuer_url().map_err(refused)?;
         let mut failed = refused(TokenRefusal::IssuerUnknown { url: url.to_owned() });
         for issuer in issuers.iter().filter(|issuer| issuer.spec.url == url) {
-            match self.verified_by(&token, whose, issuer, issuers).await {
-                Ok(identity) => return Ok((identity, issuer)),
+            match self.verified_by(cache, &token, whose, issuer).await {
+                Ok(verified) => return Ok((verified, issuer)),
                 Err(_) if matches!(failed, AuthnError::KeysUnavailable { .. }) => {}
                 Err(error) => failed = error,
             }
@@ -215,36 +331,51 @@ impl Authenticator {
         Err(failed)
     }
 
-    async fn verified_by(
+    async fn verified_by<T>(
         &self,
+        cache: &TokenCache<T>,
         token: &UnverifiedToken<'_>,
         whose: TokenOwner,
         issuer: &IssuerRecord,
-        issuers: &[IssuerRecord],
-    ) -> Result<WorkloadIdentity, AuthnError> {
+    ) -> Result<Verified<T>, AuthnError> {
         let refused = |reason| AuthnError::token(whose, reason);
         let algorithm = token.algorithm_allowed_by(&issuer.spec).map_err(refused)?;
         let unavailable = || AuthnError::KeysUnavailable { issuer: issuer.name.clone() };
-        let keys = self.keys_of(issuer, issuers).having(token.key_id()).await.ok_or_else(unavailable)?;
-        keys.verify(token, algorithm).map_err(refused)?;
-        check_claims(token, &issuer.name, &issuer.spec, self.reader.clock.now()).map_err(refused)
-    }
-
-    /// Keys must not outlive the issuer object that they were read for, nor a change of it: all others are dropped
-    /// first, under the same lock, so that a change seen by a concurrent call cannot slip in between.
-    fn keys_of(&self, issuer: &IssuerRecord, issuers: &[IssuerRecord]) -> Arc<IssuerKeys> {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        keys.retain(|_, keys| issuers.contains(&keys.record));
-        let new = || Arc::new(IssuerKeys::new(issuer.clone(), Arc::clone(&self.reader)));
-        Arc::clone(keys.entry(issuer.name.clone()).or_insert_with(new))
+        let issuer_keys = self.keys.of(issuer);
+        let keys = issuer_keys.having(token.key_id()).await.ok_or_else(unavailable)?;
+        let key = keys.key_that_signed(token, algorithm).map_err(refused)?;
+        let now = self.keys.clock().now();
+        let claims = check_claims(token, &issuer.name, &issuer.spec, now).map_err(refused)?;
+        let identity = (cache.identity_of)(&claims).map_err(refused)?;
+        Ok(Verified {
+            identity: Arc::new(identity),
+            validity: claims.validity(),
+            issuer: issuer_keys,
+            key: Arc::clone(key),
+            token_bytes: token.signing_input().len() + token.signature().len(),
+        })
     }
 }
 
-fn is_driver(identity: &WorkloadIdentity, issuer: &IssuerRecord) -> bool {
+/// What is no JWT at all gets the answer that a wrong administrator's token gets.
+fn one_answer_if_no_jwt(error: AuthnError) -> AuthnError {
+    match error {
+        AuthnError::Refused {
+            refusal: Refusal::Token { reason: TokenRefusal::Malformed(_), .. }, ..
+        } => AuthnError::refused(Refusal::OperatorToken),
+        error => error,
+    }
+}
+
+fn is_driver(subject: &str, issuer: &IssuerRecord) -> bool {
     let own = |driver: &ServiceAccountRef| {
-        driver.namespace == identity.namespace && driver.service_account == identity.service_account.name
+        subject == format!("system:serviceaccount:{}:{}", driver.namespace, driver.service_account)
     };
     issuer.spec.drivers.iter().any(own)
+}
+
+fn count(result: &'static str) {
+    metrics::counter!("keyfold_token_checks_total", "result" => result).increment(1);
 }
 
 #[cfg(test)]

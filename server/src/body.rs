@@ -29,7 +29,7 @@ const ARRIVAL_MAX: Duration = Duration::from_secs(10);
 
 /// The bytes that arriving requests may hold.
 #[derive(Clone)]
-pub struct Arrivals(Shares);
+pub struct Arrivals(Shares<IpAddr>);
 
 impl Default for Arrivals {
     fn default() -> Self {
@@ -43,7 +43,7 @@ impl Arrivals {
         let peer = request.extensions().get().map_or(IpAddr::from([0; 4]), |peer: &Peer| peer.0);
         request.map(|body| {
             let (mut held, deadline) = (self.0.of(peer), Box::pin(sleep(ARRIVAL_MAX)));
-            let fits = held.grow(REQUEST_BYTES);
+            let fits = held.grow(REQUEST_BYTES).is_ok();
             tonic::body::Body::new(BoundedBody { body, held, fits, deadline })
         })
     }
@@ -52,7 +52,7 @@ impl Arrivals {
 struct BoundedBody {
     body: tonic::body::Body,
     /// Given back when the body is dropped, which it is once the request is decoded.
-    held: Share,
+    held: Share<IpAddr>,
     /// Whether all of it was within the bounds so far.
     fits: bool,
     deadline: Pin<Box<Sleep>>,
@@ -75,7 +75,7 @@ impl Body for BoundedBody {
                 .map(|()| Some(Err(Status::deadline_exceeded("the request took too long to arrive"))));
         };
         let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
-        self.fits = self.fits && self.held.grow(bytes);
+        self.fits = self.fits && self.held.grow(bytes).is_ok();
         let full = || Some(Err(Status::resource_exhausted("too many requests are arriving: try again")));
         Poll::Ready(if self.fits { frame } else { full() })
     }
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_hold_no_more_than_the_bounds_of_their_peer_and_of_all() {
+    async fn attack_16_requests_hold_no_more_than_the_bounds_of_their_peer_and_of_all() {
         let arrivals = Arrivals::default();
         let first = sent(&arrivals, 1, PEER_BYTES_MAX - 2 * REQUEST_BYTES - 10).await.unwrap();
         assert_eq!(sent(&arrivals, 1, 11).await.unwrap_err().code(), tonic::Code::ResourceExhausted);
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_does_not_arrive_is_given_up() {
+    async fn attack_16_a_request_that_does_not_arrive_is_given_up() {
         let (_sender, silent) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, Status>>(1);
         let silent = http_body_util::StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(silent));
         let mut body =

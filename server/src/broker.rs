@@ -7,11 +7,12 @@ use keyfold_core::{
     audit::{Actor, Entry, IssuedItem, Operation, Outcome, Record},
     clock::Clock,
     entropy::Entropy,
-    object::{Capability, Kind, Spec},
+    name::ObjectName,
+    object::{Capability, Kind},
     path::SecretPath,
     pattern::Pattern,
     payload::Fields,
-    policy::{self, AppRole},
+    policy,
     refusal::Refusal,
 };
 use sqlx::PgConnection;
@@ -21,27 +22,36 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::{
-    authn::{self, Authenticator, AuthnError, IssuerRecord, OperatorCaller},
+    authn::{Authenticator, AuthnError},
+    callers::{Callers, Places},
+    directory::{Directory, Snapshot},
     error::Error,
+    k8s::ApiServers,
     keys::keyring::number,
     seal::Seal,
+    shares::Share,
     store::{
-        Isolation, Store, admin_tokens, audit,
-        objects::{self, Object},
+        Isolation, Store, audit,
+        objects::{self, Standing},
         secret_versions::{self, StoredVersion},
     },
 };
 
+pub mod approvals;
 pub mod audit_log;
+mod authorise;
 pub mod config;
+pub mod explain;
 mod folding;
 pub mod keys;
+mod lease;
 pub mod secrets;
 pub mod system;
 mod work;
+mod workload;
 
 use folding::Folding;
-use work::{Allowed, OperatorWork};
+use lease::Lease;
 
 /// Why appending an entry needs no stronger isolation.
 const APPEND: Isolation = Isolation::ReadCommitted { because: "the head row's lock orders all appends" };
@@ -49,14 +59,20 @@ const APPEND: Isolation = Isolation::ReadCommitted { because: "the head row's lo
 /// Most bytes of one volume's secrets, encrypted, together.
 const ISSUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// How often an operation is decided anew because what is declared changes all the time, before its caller is told.
+const ROUNDS_MAX: u32 = 8;
+
 /// Holds everything that operations need.
 pub struct Broker {
     pub(crate) store: Store,
     pub(crate) authenticator: Authenticator,
+    pub(crate) directory: Directory,
+    pub(crate) api_servers: ApiServers,
     pub(crate) seal: Seal,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) folding: Folding,
+    pub(crate) callers: Callers,
 }
 
 /// What every operation knows of its call.
@@ -67,6 +83,10 @@ pub struct Call {
     pub from: Option<IpAddr>,
     /// The token of its `authorization` metadata.
     pub token: Option<Zeroizing<String>>,
+    /// The plan of its `keyfold-approval` metadata.
+    pub approval: Option<Uuid>,
+    /// Its network address's place among the requests in work.
+    pub(crate) _place: Share<IpAddr>,
 }
 
 impl Call {
@@ -75,7 +95,41 @@ impl Call {
     }
 
     fn record(&self, actor: Actor, operation: Operation) -> Record {
-        Record { request_id: self.request_id, from: self.from, actor, driver: None, operation }
+        Record {
+            request_id: self.request_id,
+            from: self.from,
+            actor,
+            driver: None,
+            operation,
+            approval: None,
+        }
+    }
+}
+
+/// What becomes known of a request while it is decided.
+struct Draft {
+    record: Record,
+    basis: Basis,
+    /// The caller's, among the requests in work, until the draft is dropped.
+    places: Option<Places>,
+}
+
+/// What an allowance rests on, to be confirmed in the transaction of its entry.
+#[derive(Default)]
+struct Basis {
+    /// They stand as they were read.
+    objects: Vec<Standing>,
+    /// It can be renewed.
+    lease: Option<Lease>,
+}
+
+impl Draft {
+    fn new(record: Record) -> Self {
+        Self { record, basis: Basis::default(), places: None }
+    }
+
+    fn is_refusal<T>(&self, decision: &Result<T, Error>) -> bool {
+        matches!(decision, Err(Error::Refused(_)))
     }
 }
 
@@ -103,6 +157,8 @@ pub struct Issued {
     pub role: String,
     /// In the order of the request.
     pub secrets: Vec<IssuedSecret>,
+    /// When they must be gone from the volume unless they are issued anew before.
+    pub lease_expires_at: Option<OffsetDateTime>,
 }
 
 /// One issued secret.
@@ -122,53 +178,36 @@ impl Broker {
     /// A refusal that names every refused item; `Sealed`; those of Postgres.
     pub async fn issue(&self, call: &Call, request: &IssueRequest<'_>) -> Result<Issued, Error> {
         let keyring = self.seal.keyring()?;
-        let mut record = call.record(Actor::unknown(), request.operation());
-        let mut basis = Vec::new();
-        let decision = async {
-            // 1. Who is it?
-            let (issuers, issuer_objects) = self.issuers().await?;
-            let driver_token = call.token().unwrap_or_default();
-            let caller = self
-                .authenticator
-                .pod_caller(request.pod_token, driver_token, &issuers)
-                .await
-                .map_err(|error| note_authentication_error(&mut record, error))?;
-            record.actor = Actor::pod(caller.identity());
-            record.driver = Some(Box::new(caller.driver().into()));
-
-            // 2. What may it have?
-            let mut connection = self.store.connection().await?;
-            let (roles, role_objects) = self.candidate_roles(&mut connection, request.role).await?;
-            let role = policy::select_role(caller.identity(), &roles, request.role)?;
-            let rule =
-                |item: &WantedItem| policy::decide(caller.identity(), role, &item.path, Capability::Read);
-            let decided: Vec<_> = request.items.iter().map(|item| (item, rule(item))).collect();
-            record.operation = operation(Some(role.name.as_str()), &decided);
-            policy::check_node(role, caller.identity().node.as_ref(), caller.driver().node.as_ref())?;
-            let (granted, refused): (Vec<_>, Vec<_>) = decided.iter().partition(|(_, rule)| rule.is_some());
-            basis.extend(issuer_objects.into_iter().filter(|object| object.name == caller.identity().issuer));
-            basis.extend(role_objects.iter().filter(|object| object.name == role.name).cloned());
-
-            // 3. What is stored?
-            let paths: Vec<String> = granted.iter().map(|(item, _)| item.path.to_string()).collect();
-            let found = secret_versions::current(&mut connection, &paths).await?;
-            let mut found: HashMap<_, _> =
-                found.into_iter().map(|found| (found.path.clone(), found)).collect();
-            let missing = granted.iter().filter(|(item, _)| !found.contains_key(item.path.as_str()));
-            let missing = required(missing.map(|(item, _)| *item));
-            let refused = required(refused.iter().map(|(item, _)| *item));
-            if !refused.is_empty() || !missing.is_empty() {
-                return Err(Refusal::Items { role: role.name.clone(), refused, missing }.into());
+        let mut snapshot = self.directory.current().await?;
+        let mut rounds = 1;
+        let (role, versions, lease_expires_at, _places) = loop {
+            let mut draft = Draft::new(call.record(Actor::unknown(), request.operation()));
+            // 1 to 3: who is it, what may it have, what is stored?
+            let decision = self.decide(call, request, &snapshot, &mut draft).await;
+            // Nobody is refused by what another replica has changed a moment ago.
+            if draft.is_refusal(&decision)
+                && rounds < ROUNDS_MAX
+                && let Some(newer) = self.directory.newer_than(&snapshot).await?
+            {
+                snapshot = newer;
+                rounds += 1;
+                continue;
             }
-            let versions: Vec<_> = paths.iter().filter_map(|path| found.remove(path)).collect();
-            check_size(&versions)?;
-            note_versions(&mut record, &versions)?;
-            Ok((role.name.to_string(), versions))
-        }
-        .await;
-
-        // 4. The entry is durable before any value leaves, and what was decided on still stands; a refusal is an entry too.
-        let (role, versions) = self.audited_on(&basis, record, decision).await?;
+            // 4. The entry is durable before any value leaves, and what was decided on still stands; a refusal is an
+            // entry too.
+            match self.audited_on(&draft.basis, draft.record, decision).await {
+                Err(Error::Busy) if rounds < ROUNDS_MAX => {
+                    match self.directory.newer_than(&snapshot).await? {
+                        Some(newer) => (snapshot, rounds) = (newer, rounds + 1),
+                        None => return Err(Error::Busy),
+                    }
+                }
+                done => {
+                    let ((role, versions), lease_expires_at) = done?;
+                    break (role, versions, lease_expires_at, draft.places);
+                }
+            }
+        };
 
         // 5. Only now is anything decrypted.
         let mut secrets = Vec::with_capacity(versions.len());
@@ -177,73 +216,88 @@ impl Broker {
             let fields = keyring.open_version(&mut connection, &version).await?;
             secrets.push(IssuedSecret { path: version.path, version: number(version.version)?, fields });
         }
-        Ok(Issued { role, secrets })
+        Ok(Issued { role: role.to_string(), secrets, lease_expires_at })
     }
 
-    /// Runs an operator's operation: authenticates, then does the work in one transaction with its entry. `work` can
-    /// succeed only through `OperatorWork::allow`, which appends the entry; its refusal is appended in a transaction of
-    /// its own.
-    pub(crate) async fn operate<'a, T, W>(
-        &'a self,
+    async fn decide(
+        &self,
         call: &Call,
-        operation: Operation,
-        work: impl Fn(OperatorWork<'a>) -> W,
-    ) -> Result<T, Error>
-    where
-        W: Future<Output = Result<Allowed<T>, Error>>,
-    {
-        self.seal.keyring()?;
-        let caller = match self.operator(call).await {
-            Ok(caller) => caller,
-            Err(error) => return self.audited(call.record(Actor::unknown(), operation), Err(error)).await,
-        };
-        let record = call.record(Actor::Operator { name: caller.name().to_owned() }, operation);
-        let isolation = Isolation::ReadCommitted {
-            because: "each operation locks the rows that it decides on, and the head row's lock orders all appends",
-        };
-        let done = self
-            .store
-            .tx(record.operation.name(), isolation, |tx| {
-                let work = work(OperatorWork::new(self, tx, record.clone()));
-                async move { Ok(work.await?.into_committed()) }
-            })
-            .await;
-        match done {
-            Err(error) if error.is_answer() => self.audited(record, Err(error)).await,
-            done => done,
-        }
-    }
+        request: &IssueRequest<'_>,
+        snapshot: &Snapshot,
+        draft: &mut Draft,
+    ) -> Result<(ObjectName, Vec<StoredVersion>), Error> {
+        // 1. Who is it?
+        let driver_token = call.token().unwrap_or_default();
+        let caller = self
+            .authenticator
+            .pod_caller(request.pod_token, driver_token, &snapshot.issuers)
+            .await
+            .map_err(|error| note_authentication_error(&mut draft.record, error))?;
+        draft.record.actor = Actor::pod(caller.identity());
+        draft.record.driver = Some(Box::new(caller.driver().into()));
+        draft.places = Some(self.callers.of_pod(&caller)?);
 
-    async fn operator(&self, call: &Call) -> Result<OperatorCaller, Error> {
-        let tokens = admin_tokens::live(&mut *self.store.connection().await?).await?;
-        Ok(authn::operator(call.token(), &tokens)?)
+        // 2. What may it have? On another node it is nothing, whatever the roles say.
+        let driver_node = caller.driver().node.as_ref();
+        policy::check_same_node(caller.identity().node.as_ref(), driver_node)?;
+        let labels = self.labels(&caller, snapshot, request.role).await?;
+        let role =
+            policy::select_role(caller.identity(), driver_node, &labels, &snapshot.app_roles, request.role)?;
+        let rule = |item: &WantedItem| policy::decide(caller.identity(), role, &item.path, Capability::Read);
+        let decided: Vec<_> = request.items.iter().map(|item| (item, rule(item))).collect();
+        draft.record.operation = operation(Some(role.name.as_str()), &decided);
+        policy::check_node(role, caller.identity().node.as_ref(), driver_node)?;
+        self.review(&caller, request.pod_token, driver_token, role, snapshot).await?;
+        self.check_condition(call, &caller, role, &request.items, snapshot).await?;
+        let (granted, refused): (Vec<_>, Vec<_>) = decided.iter().partition(|(_, rule)| rule.is_some());
+        draft.basis.objects.extend(snapshot.standing(Kind::Issuer, &caller.identity().issuer));
+        draft.basis.objects.extend(snapshot.standing(Kind::AppRole, &role.name));
+        draft.basis.lease = Lease::of(caller.identity(), role, snapshot)?;
+
+        // 3. What is stored?
+        let paths: Vec<String> = granted.iter().map(|(item, _)| item.path.to_string()).collect();
+        let found = secret_versions::current(&mut *self.store.connection().await?, &paths).await?;
+        let mut found: HashMap<_, _> = found.into_iter().map(|found| (found.path.clone(), found)).collect();
+        let missing = granted.iter().filter(|(item, _)| !found.contains_key(item.path.as_str()));
+        let missing = required(missing.map(|(item, _)| *item));
+        let refused = required(refused.iter().map(|(item, _)| *item));
+        if !refused.is_empty() || !missing.is_empty() {
+            return Err(Refusal::Items { role: role.name.clone(), refused, missing }.into());
+        }
+        let versions: Vec<_> = paths.iter().filter_map(|path| found.remove(path)).collect();
+        check_size(&versions)?;
+        note_versions(&mut draft.record, &versions)?;
+        Ok((role.name.clone(), versions))
     }
 
     /// Commits the entry of an operation that is decided, then gives the decision back. A failure of ours has no entry:
     /// nothing was decided.
     pub(crate) async fn audited<T>(&self, record: Record, decision: Result<T, Error>) -> Result<T, Error> {
-        self.audited_on(&[], record, decision).await
+        Ok(self.audited_on(&Basis::default(), record, decision).await?.0)
     }
 
-    /// The same for a decision that rests on declared objects. The entry is appended only if they stand unchanged once
-    /// the head row is locked: then whoever changes one later has a later entry.
+    /// The same for a decision that rests on declared objects and, it may be, on a lease, whose new end it gives. The
+    /// entry is appended only if the objects stand unchanged once the head row is locked: then whoever changes one later
+    /// has a later entry.
     async fn audited_on<T>(
         &self,
-        basis: &[Object],
+        basis: &Basis,
         record: Record,
         decision: Result<T, Error>,
-    ) -> Result<T, Error> {
-        let outcome = match &decision {
-            Ok(_) => Outcome::Allowed,
-            Err(Error::Refused(refusal)) => Outcome::from(refusal),
-            Err(error) if error.is_answer() => Outcome::refused(error.code(), &error.to_string()),
-            Err(_) => return decision,
+    ) -> Result<(T, Option<OffsetDateTime>), Error> {
+        let error = match decision {
+            Ok(value) => return Ok((value, self.append_allowed(basis, &record).await??)),
+            Err(error) => error,
+        };
+        let outcome = match &error {
+            Error::Refused(refusal) => Outcome::from(refusal),
+            answer if answer.is_answer() => Outcome::refused(answer.code(), &answer.to_string()),
+            _ => return Err(error),
         };
         if self.folding.admits(&record, &outcome, Instant::now()) {
-            let basis = if outcome == Outcome::Allowed { basis } else { &[] };
-            self.append_alone(basis, &record, &outcome).await?;
+            self.append_alone(&record, &outcome).await?;
         }
-        decision
+        Err(error)
     }
 
     /// Appends the entries of refusals that were folded.
@@ -252,19 +306,39 @@ impl Broker {
     /// Those of Postgres; what was counted is lost then.
     pub async fn append_folded(&self) -> Result<(), Error> {
         for (record, outcome) in self.folding.due(Instant::now()) {
-            self.append_alone(&[], &record, &outcome).await?;
+            self.append_alone(&record, &outcome).await?;
         }
         Ok(())
     }
 
-    /// Appends one entry in a transaction of its own.
-    async fn append_alone(&self, basis: &[Object], record: &Record, outcome: &Outcome) -> Result<(), Error> {
+    /// Appends an allowance's entry in a transaction of its own, which renews its lease too. When that is over, the entry
+    /// is the refusal's.
+    async fn append_allowed(
+        &self,
+        basis: &Basis,
+        record: &Record,
+    ) -> Result<Result<Option<OffsetDateTime>, Refusal>, Error> {
+        self.store
+            .tx("audit.append", APPEND, |mut tx| async move {
+                let renewed = match &basis.lease {
+                    Some(lease) => lease.renew(&mut tx, self.now()).await?.map(Some),
+                    None => Ok(None),
+                };
+                let (record, outcome) = lease::stated(record, &renewed);
+                self.append(&mut tx, &record, &outcome).await?;
+                if !basis.objects.is_empty() && !objects::stand_unchanged(&mut tx, &basis.objects).await? {
+                    return Err(Error::Busy);
+                }
+                tx.commit(renewed).await
+            })
+            .await
+    }
+
+    /// Appends a refusal's entry in a transaction of its own.
+    async fn append_alone(&self, record: &Record, outcome: &Outcome) -> Result<(), Error> {
         self.store
             .tx("audit.append", APPEND, |mut tx| async move {
                 self.append(&mut tx, record, outcome).await?;
-                if !basis.is_empty() && !objects::stand_unchanged(&mut tx, basis).await? {
-                    return Err(Error::Busy);
-                }
                 tx.commit(()).await
             })
             .await
@@ -293,37 +367,6 @@ impl Broker {
     pub(crate) fn now(&self) -> OffsetDateTime {
         let now = self.clock.now();
         now.replace_nanosecond(now.nanosecond() / 1_000 * 1_000).unwrap_or(now)
-    }
-
-    /// Gives its connection back before it answers: checking a token may wait for an issuer's keys.
-    async fn issuers(&self) -> Result<(Vec<IssuerRecord>, Vec<Object>), Error> {
-        let mut connection = self.store.connection().await?;
-        let objects = objects::list(&mut connection, Some(Kind::Issuer)).await?;
-        let mut issuers = Vec::with_capacity(objects.len());
-        for object in &objects {
-            if let Spec::Issuer(spec) = object.spec()? {
-                issuers.push(IssuerRecord { name: object.name.clone(), generation: object.generation, spec });
-            }
-        }
-        Ok((issuers, objects))
-    }
-
-    async fn candidate_roles(
-        &self,
-        connection: &mut PgConnection,
-        named: Option<&str>,
-    ) -> Result<(Vec<AppRole>, Vec<Object>), Error> {
-        let objects: Vec<_> = match named {
-            Some(name) => objects::find(connection, Kind::AppRole, name).await?.into_iter().collect(),
-            None => objects::list(connection, Some(Kind::AppRole)).await?,
-        };
-        let mut roles = Vec::with_capacity(objects.len());
-        for object in &objects {
-            if let Spec::AppRole(spec) = object.spec()? {
-                roles.push(AppRole { name: object.name.clone(), spec });
-            }
-        }
-        Ok((roles, objects))
     }
 }
 
@@ -356,9 +399,11 @@ fn operation(role: Option<&str>, decided: &[(&WantedItem, Option<&Pattern>)]) ->
         version: None,
         rule: rule.map(ToString::to_string),
     };
-    Operation::SecretIssue { role: role.map(str::to_owned), items: decided.iter().map(item).collect() }
+    let (role, items) = (role.map(str::to_owned), decided.iter().map(item).collect());
+    Operation::SecretIssue { role, items, lease_expires_at: None }
 }
 
+/// Keeps for the entry who was verified before the refusal.
 fn note_authentication_error(record: &mut Record, error: AuthnError) -> Error {
     match error {
         AuthnError::Refused { refusal, pod, driver } => {

@@ -23,6 +23,8 @@ pub struct Config {
     pub bootstrap_token_file: Option<PathBuf>,
     /// The folder of the JWKS files that issuers with `keys.file` name.
     pub jwks_dir: Option<PathBuf>,
+    /// The folder of the kubeconfig files that issuers with `apiServer.kubeconfig` name.
+    pub kubeconfig_dir: Option<PathBuf>,
     /// Bounds on what callers can make the server hold.
     #[serde(default)]
     pub limits: Limits,
@@ -56,6 +58,13 @@ pub struct Database {
     /// The most connections of this replica.
     #[serde(default = "default_max_connections")]
     pub max_connections: u32,
+    /// How long what operators declared is used before Postgres must confirm it.
+    #[serde(default = "default_max_staleness_millis")]
+    pub max_staleness_millis: u64,
+}
+
+fn default_max_staleness_millis() -> u64 {
+    1000
 }
 
 fn default_max_connections() -> u32 {
@@ -81,13 +90,21 @@ pub struct RootKeyFiles {
 }
 
 /// Bounds on what callers can make the server hold. A call beyond one gets RESOURCE_EXHAUSTED.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// The longest request message.
     pub request_bytes: usize,
     /// Requests in work at once, of all callers; a call that finds no place is refused.
     pub concurrent_requests: usize,
+    /// Those of one network address among them, whoever calls.
+    pub requests_per_peer: usize,
+    /// Those of one driver among them: of one node's pods together.
+    pub requests_per_driver: usize,
+    /// Those of one pod among them.
+    pub requests_per_pod: usize,
+    /// Those of one operator among them.
+    pub requests_per_operator: usize,
     /// Requests in work at once on one connection.
     pub streams_per_connection: u32,
     /// Open connections, those that are still in their TLS handshake included.
@@ -105,6 +122,10 @@ impl Default for Limits {
         Self {
             request_bytes: 1024 * 1024,
             concurrent_requests: 256,
+            requests_per_peer: 128,
+            requests_per_driver: 64,
+            requests_per_pod: 16,
+            requests_per_operator: 32,
             streams_per_connection: 64,
             connections: 4096,
             connections_per_peer: 64,
@@ -157,7 +178,7 @@ mod tests {
     #[test]
     fn the_sample_file_loads() {
         let config: Config = keyfold_core::config::load(SAMPLE, ENVIRONMENT_PREFIX, []).unwrap();
-        assert_eq!(config.limits.request_bytes, Limits::default().request_bytes);
+        assert_eq!(config.limits, Limits::default(), "the sample names the defaults");
         assert_eq!(config.database.max_connections, default_max_connections());
     }
 
@@ -173,15 +194,21 @@ mod tests {
             "password_file",
             "ca_file",
             "max_connections",
+            "max_staleness_millis",
             "root_key",
             "file",
             "current",
             "previous",
             "bootstrap_token_file",
             "jwks_dir",
+            "kubeconfig_dir",
             "limits",
             "request_bytes",
             "concurrent_requests",
+            "requests_per_peer",
+            "requests_per_driver",
+            "requests_per_pod",
+            "requests_per_operator",
             "streams_per_connection",
             "connections",
             "connections_per_peer",

@@ -6,6 +6,8 @@ use keyfold_core::{
     refusal::Refusal,
 };
 
+use crate::k8s::Unavailable;
+
 /// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -32,6 +34,11 @@ pub enum Error {
         "the keys of issuer {0} cannot be fetched, so its tokens cannot be checked: try again, or see the server's log"
     )]
     IssuerUnavailable(String),
+    /// A cluster's API server cannot be asked.
+    #[error(
+        "the API server of issuer {0}, which must vouch for this caller, cannot be asked: try again, or see the server's log"
+    )]
+    ApiServerUnavailable(String),
     /// Postgres failed.
     #[error("the database failed")]
     Database(sqlx::Error),
@@ -47,6 +54,14 @@ pub enum Error {
     /// As many requests are in work as may be.
     #[error("the server is at its bound of requests in work: try again")]
     Overloaded,
+    /// One caller has as many requests in work as it may have.
+    #[error("{caller} has {max} requests in work already: try again")]
+    CallerOverloaded {
+        /// Who, in words.
+        caller: &'static str,
+        /// As many.
+        max: usize,
+    },
     /// The request took longer than it may.
     #[error("the request took too long: try again")]
     TooSlow,
@@ -63,11 +78,13 @@ impl Error {
             Self::NotInitialized => "not-initialized",
             Self::Sealed(_) => "sealed",
             Self::IssuerUnavailable(_) => "issuer-unavailable",
+            Self::ApiServerUnavailable(_) => "api-server-unavailable",
             Self::Database(_) => "database",
             Self::Corrupt(_) => "corrupt",
             Self::Entropy => "entropy",
             Self::Busy => "busy",
             Self::Overloaded => "overloaded",
+            Self::CallerOverloaded { .. } => "caller-overloaded",
             Self::TooSlow => "too-slow",
         }
     }
@@ -82,6 +99,12 @@ impl Error {
         let Self::Database(sqlx::Error::Database(error)) = self else { return false };
         // serialization_failure and deadlock_detected
         matches!(error.code().as_deref(), Some("40001" | "40P01"))
+    }
+}
+
+impl From<Unavailable> for Error {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::ApiServerUnavailable(unavailable.issuer.to_string())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Connections: TLS 1.3 only, with bounds on how many there are and how long a handshake may take.
 
-use std::{fs, io, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fs, io, net::IpAddr, sync::Arc, time::Duration};
 
 use rustls::{
     ServerConfig,
@@ -10,6 +10,7 @@ use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
     sync::mpsc,
+    task::JoinHandle,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Limits, Tls},
-    shares::{Share, Shares},
+    shares::{Full, Share, Shares},
 };
 
 mod connection;
@@ -61,6 +62,7 @@ pub fn accept(
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let handshake_max = Duration::from_secs(limits.handshake_secs);
     let places = Shares::new(limits.connections, limits.connections_per_peer);
+    let mut handshakes = Handshakes::new(limits.connections);
     tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
@@ -72,21 +74,58 @@ pub fn accept(
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            // Beyond the bound a connection is closed at once, rather than left waiting.
-            let mut place = places.of(peer.ip().to_canonical());
-            if !place.grow(1) {
-                continue;
+            let peer = peer.ip().to_canonical();
+            let mut place = places.one_of(peer);
+            if place.as_ref().is_err_and(|full| *full == Full::All) {
+                handshakes.end_oldest().await;
+                place = places.one_of(peer);
             }
-            tokio::spawn(handshake(acceptor.clone(), tcp, place, handshake_max, sender.clone()));
+            // Beyond the bound a connection is closed at once, rather than left waiting.
+            let Ok(place) = place else { continue };
+            let handshake = handshake(acceptor.clone(), tcp, place, handshake_max, sender.clone());
+            handshakes.add(tokio::spawn(handshake));
         }
     });
     ReceiverStream::new(receiver)
 }
 
+/// Handshakes under way, the oldest first. When there is no place for a new connection, the oldest handshake gives its
+/// own up: one that is meant to be finished takes milliseconds, so that those who never finish theirs cannot keep others
+/// out.
+struct Handshakes {
+    running: VecDeque<JoinHandle<()>>,
+    running_max: usize,
+}
+
+impl Handshakes {
+    fn new(running_max: usize) -> Self {
+        Self { running: VecDeque::new(), running_max }
+    }
+
+    fn add(&mut self, handshake: JoinHandle<()>) {
+        // Rarely, for it looks at all of them.
+        if self.running.len() >= 2 * self.running_max {
+            self.running.retain(|handshake| !handshake.is_finished());
+        }
+        self.running.push_back(handshake);
+    }
+
+    async fn end_oldest(&mut self) {
+        while let Some(oldest) = self.running.pop_front() {
+            if !oldest.is_finished() {
+                oldest.abort();
+                // Its place is free once it is gone.
+                let _ = oldest.await;
+                return;
+            }
+        }
+    }
+}
+
 async fn handshake(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
-    place: Share,
+    place: Share<IpAddr>,
     handshake_max: Duration,
     sender: mpsc::Sender<io::Result<Connection>>,
 ) {

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use keyfold_core::clock::SystemClock;
 use keyfold_server::{
     config::{Config, ENVIRONMENT_PREFIX},
-    serve, store, telemetry,
+    open_files, serve, store, telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -56,6 +56,7 @@ async fn run(arguments: Arguments) -> Result<(), String> {
     if let Some(metrics) = &config.metrics {
         telemetry::serve_metrics(metrics)?;
     }
+    open_files::raise_limit(&config);
     let bound = serve::bind(config, Arc::new(SystemClock)).await?;
     tracing::info!(address = %bound.address()?, "listening");
     bound.serve(stop_on_signal()?).await

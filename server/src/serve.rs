@@ -9,8 +9,9 @@ use keyfold_core::{
 use keyfold_proto::{
     DESCRIPTORS,
     keyfold::v1::{
-        audit_service_server::AuditServiceServer, config_service_server::ConfigServiceServer,
-        key_service_server::KeyServiceServer, secret_service_server::SecretServiceServer,
+        approval_service_server::ApprovalServiceServer, audit_service_server::AuditServiceServer,
+        config_service_server::ConfigServiceServer, key_service_server::KeyServiceServer,
+        policy_service_server::PolicyServiceServer, secret_service_server::SecretServiceServer,
         system_service_server::SystemServiceServer, workload_service_server::WorkloadServiceServer,
     },
 };
@@ -25,7 +26,10 @@ use crate::{
     authn::Authenticator,
     body::Arrivals,
     broker::Broker,
+    callers::Callers,
     config::{Config, Limits},
+    directory::Directory,
+    k8s::ApiServers,
     listener, seal,
     seal::Seal,
     store::Store,
@@ -67,14 +71,19 @@ pub struct Bound {
 pub async fn bind(config: Config, clock: Arc<dyn Clock>) -> Result<Bound, String> {
     let tls = listener::tls_config(&config.tls)?;
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
+    let store = Store::new(&config.database)?;
+    let max_staleness = Duration::from_millis(config.database.max_staleness_millis);
     let broker = Broker {
-        store: Store::new(&config.database)?,
+        directory: Directory::new(store.clone(), max_staleness),
+        api_servers: ApiServers::new(config.kubeconfig_dir.clone(), clock.clone(), Default::default()),
+        store,
         authenticator: Authenticator::new(clock.clone(), config.jwks_dir.clone())
             .map_err(|error| error.to_string())?,
         seal: Seal::new(config.root_key.clone()),
         clock,
         entropy,
         folding: Default::default(),
+        callers: Callers::new(&config.limits),
     };
     let broker = Arc::new(broker);
     let api = Api::new(Arc::clone(&broker), config.bootstrap_token_file.clone(), &config.limits);
@@ -104,6 +113,9 @@ impl Bound {
         reporter.set_service_status("", ServingStatus::NotServing).await;
         // The first answer should be true; a database that is away must not keep the server from saying so.
         let _ = tokio::time::timeout(FIRST_LOOK_MAX, self.broker.refresh()).await;
+        let broker = Arc::clone(&self.broker);
+        let follower = tokio::spawn(async move { broker.directory.follow().await });
+        let refresher = tokio::spawn(refresh_keys(Arc::clone(&self.broker)));
         let watcher = tokio::spawn(watch(self.broker, reporter));
         let incoming = listener::accept(self.listener, self.tls, limits, shutdown.clone());
         let services =
@@ -129,7 +141,9 @@ impl Bound {
             served = served => served.map_err(|error| format!("the server stopped: {error}")),
             () = patience => Ok(()),
         };
-        watcher.abort();
+        for task in [watcher, refresher, follower] {
+            task.abort();
+        }
         done
     }
 }
@@ -145,14 +159,28 @@ fn services(api: Api, limits: &Limits) -> Result<Routes, String> {
     let config = ConfigServiceServer::new(api.clone());
     let key = KeyServiceServer::new(api.clone());
     let audit = AuditServiceServer::new(api.clone());
+    let approval = ApprovalServiceServer::new(api.clone());
+    let policy = PolicyServiceServer::new(api.clone());
     let system = SystemServiceServer::new(api);
     Ok(Routes::new(reflection.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(workload.max_decoding_message_size(WORKLOAD_REQUEST_BYTES))
         .add_service(secret.max_decoding_message_size(limits.request_bytes))
         .add_service(config.max_decoding_message_size(limits.request_bytes))
         .add_service(key.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(approval.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(audit.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(policy.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(system.max_decoding_message_size(SMALL_REQUEST_BYTES)))
+}
+
+/// Keeps the keys of all issuers fresh, so that calls do not wait for an issuer.
+async fn refresh_keys(broker: Arc<Broker>) {
+    loop {
+        if let Ok(declared) = broker.directory.current().await {
+            broker.authenticator.refresh_keys(&declared.issuers);
+        }
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
 }
 
 /// Unseals as soon as that is possible, keeps the health service's answer true, and writes down folded refusals.

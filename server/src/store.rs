@@ -8,7 +8,7 @@ use std::{
 
 use sqlx::{
     PgConnection, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgSslMode},
 };
 use tokio::time::Instant;
 
@@ -19,7 +19,9 @@ pub mod audit;
 pub mod deks;
 pub mod installation;
 pub mod keks;
+pub mod leases;
 pub mod objects;
+pub mod plans;
 pub mod root_wrapping_keys;
 pub mod secret_labels;
 pub mod secret_versions;
@@ -45,6 +47,9 @@ pub struct Store {
     pool: PgPool,
     /// One connection for the look at the database's state, which must not wait behind callers.
     watch: PgPool,
+    /// Two connections for what is declared, one that reads it and one that listens for changes: callers who wait for
+    /// theirs must not keep a replica from confirming what they are decided on.
+    declared: PgPool,
 }
 
 /// How a transaction is kept apart from others.
@@ -124,7 +129,7 @@ impl Store {
                 .acquire_timeout(Duration::from_secs(patience_secs))
                 .connect_lazy_with(options.clone())
         };
-        Ok(Self { pool: pool(config.max_connections, 5), watch: pool(1, 2) })
+        Ok(Self { pool: pool(config.max_connections, 5), watch: pool(1, 2), declared: pool(2, 5) })
     }
 
     /// A connection for single statements.
@@ -133,6 +138,25 @@ impl Store {
     /// When Postgres cannot be reached.
     pub async fn connection(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, Error> {
         Ok(self.pool.acquire().await?)
+    }
+
+    /// The connection that reads what is declared.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached.
+    pub async fn declared(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, Error> {
+        Ok(self.declared.acquire().await?)
+    }
+
+    /// A connection that hears of changes of objects. Whoever uses it must not rely on it: a proxy between may swallow
+    /// notifications, and a connection that was cut off may look like a silent one.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached.
+    pub async fn listener(&self) -> Result<PgListener, Error> {
+        let mut listener = PgListener::connect_with(&self.declared).await?;
+        listener.listen("keyfold_objects").await?;
+        Ok(listener)
     }
 
     /// Runs `work` in a transaction, which `work` ends with `Tx::commit`; dropping it instead rolls back. A transaction

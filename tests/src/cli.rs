@@ -42,8 +42,22 @@ impl Cli {
         let variables = vec![
             ("KEYFOLD_SERVER", server.url()),
             ("KEYFOLD_CA_FILE", server.ca_file().display().to_string()),
+            // What the user who runs the tests is signed in to is not theirs to use.
+            ("HOME", folder.display().to_string()),
         ];
         Self { folder: folder.to_owned(), variables }
+    }
+
+    /// The same with a variable set, or unset.
+    pub fn with(mut self, name: &'static str, value: Option<&str>) -> Self {
+        self.variables.retain(|(other, _)| *other != name);
+        self.variables.extend(value.map(|value| (name, value.to_owned())));
+        self
+    }
+
+    /// Somebody who names no server.
+    pub fn offline(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), variables: vec![("HOME", folder.display().to_string())] }
     }
 
     /// Runs `keyfold` with these arguments, parted by spaces, and nothing on standard input.
@@ -56,9 +70,17 @@ impl Cli {
     /// # Panics
     /// When it cannot be run.
     pub fn run_with(&self, arguments: &str, input: &[u8]) -> Ran {
+        self.run_words(&arguments.split_whitespace().collect::<Vec<_>>(), input)
+    }
+
+    /// The same with arguments that may hold spaces.
+    ///
+    /// # Panics
+    /// When it cannot be run.
+    pub fn run_words(&self, arguments: &[&str], input: &[u8]) -> Ran {
         let mut command: Command = bare(&bin_dir().join("keyfold"));
         command
-            .args(arguments.split_whitespace())
+            .args(arguments)
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .current_dir(&self.folder)
             .stdin(Stdio::piped())

@@ -130,6 +130,21 @@ impl Recorded {
         operator.secrets().put_secret(request).await.expect("the secret can be written");
     }
 
+    /// Declares one object.
+    ///
+    /// # Panics
+    /// When the server refuses it.
+    pub async fn apply(&self, kind: &str, name: &str, spec: &Value) {
+        let object =
+            Object { kind: kind.into(), name: name.into(), spec_json: spec.to_string(), ..Object::default() };
+        let request = ApplyObjectsRequest { objects: vec![object], dry_run: false };
+        world::operator(&self.setup)
+            .config()
+            .apply_objects(request)
+            .await
+            .expect("the object can be applied");
+    }
+
     /// The issuer object of the recorded cluster. Its tokens live ten years, so that recordings stay useful.
     pub fn issuer_spec() -> Value {
         json!({

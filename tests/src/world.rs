@@ -300,6 +300,7 @@ pub(crate) fn operator(setup: &server::Setup) -> Client {
         server: Some(setup.url()),
         ca_file: Some(setup.ca_file()),
         token_file: Some(setup.admin_token_file()),
+        approval: None,
         output: Format::Table,
         timeout: Duration::from_secs(30),
     })

@@ -8,7 +8,7 @@ use keyfold::dev::kubelet::{csi_socket, registration_socket};
 use keyfold_core::clock::{Clock as _, SystemClock};
 use keyfold_proto::{
     DESCRIPTORS,
-    csi::v1::node_client::NodeClient,
+    csi::v1::{NodeUnpublishVolumeRequest, node_client::NodeClient},
     keyfold::v1::{
         Field, IssueSecretsRequest, IssueSecretsResponse, PutSecretRequest, SecretReference, State,
     },
@@ -33,7 +33,7 @@ const HUGE: usize = 10 * 1024 * 1024;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn field_names_that_would_lead_out_of_a_volume_are_refused_and_nothing_is_written() {
+async fn attack_24_field_names_that_would_lead_out_of_a_volume_are_refused_and_nothing_is_written() {
     let world = World::start().await.with_payments().await;
     let long = "a".repeat(300);
     for name in ["../../etc/passwd", "..data", "", long.as_str()] {
@@ -59,7 +59,7 @@ async fn field_names_that_would_lead_out_of_a_volume_are_refused_and_nothing_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_on_the_servers_port_is_hung_up_on_and_others_are_served() {
+async fn attack_16_garbage_on_the_servers_port_is_hung_up_on_and_others_are_served() {
     let world = World::start().await.with_payments().await;
     let address = world.server.setup().url().replace("https://", "");
     let mut tls_hello = vec![22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
@@ -84,7 +84,7 @@ async fn garbage_on_the_servers_port_is_hung_up_on_and_others_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_goes_silent_before_it_speaks_http2_loses_its_connection() {
+async fn attack_16_a_client_that_goes_silent_before_it_speaks_http2_loses_its_connection() {
     let now = SystemClock.now();
     let world = Recorded::configured(now, |config| config.limits.handshake_secs = 1).await;
     for sent in [&b""[..], &PREFACE[..10]] {
@@ -97,7 +97,7 @@ async fn a_client_that_goes_silent_before_it_speaks_http2_loses_its_connection()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_on_the_drivers_sockets_is_hung_up_on_and_kubelet_is_served() {
+async fn attack_16_garbage_on_the_drivers_sockets_is_hung_up_on_and_kubelet_is_served() {
     let world = World::start().await.with_payments().await;
     let dir = world.driver.kubelet().dir();
     for socket in [csi_socket(dir), registration_socket(dir)] {
@@ -110,7 +110,7 @@ async fn garbage_on_the_drivers_sockets_is_hung_up_on_and_kubelet_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn malformed_truncated_and_huge_messages_to_every_rpc_get_an_error_status() {
+async fn attack_16_malformed_truncated_and_huge_messages_to_every_rpc_get_an_error_status() {
     let world = World::start().await.with_payments().await;
     let dir = world.driver.kubelet().dir();
     let sockets = [
@@ -143,7 +143,7 @@ async fn malformed_truncated_and_huge_messages_to_every_rpc_get_an_error_status(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_of_a_hundred_kilobytes_are_refused() {
+async fn attack_16_headers_of_a_hundred_kilobytes_are_refused() {
     let world = World::start().await.with_payments().await;
     let mut channel = channel(world.server.setup());
     let request = http::Request::post("http://localhost/keyfold.v1.SystemService/GetStatus")
@@ -158,7 +158,7 @@ async fn headers_of_a_hundred_kilobytes_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_with_flipped_bits_get_what_the_pod_may_have_or_an_error_and_never_more() {
+async fn attack_12_requests_with_flipped_bits_get_what_the_pod_may_have_or_an_error_and_never_more() {
     let world = World::start().await.with_payments().await;
     world.server.apply("Keyspace", "other", &serde_json::json!({})).await.unwrap();
     world.put("other/db", &[("password", "planted-other")]).await;
@@ -189,8 +189,9 @@ async fn requests_with_flipped_bits_get_what_the_pod_may_have_or_an_error_and_ne
         let request = frame(&random.mutate(&publish));
         let call_driver = call(&mut driver, "/csi.v1.Node/NodePublishVolume", request);
         assert_plain(&within(ANSWER_MAX, "NodePublishVolume", call_driver).await);
+        // A flipped bit can make another name of the target's, which is kubelet's to choose, but none elsewhere.
         for target in world.driver.mounts() {
-            assert_eq!(target, world.volume(&mounting).target);
+            assert!(target.starts_with(world.driver.kubelet().dir().join("pods")), "{}", target.display());
         }
     }
     let entries = world.database.entries("secret.issue");
@@ -198,7 +199,12 @@ async fn requests_with_flipped_bits_get_what_the_pod_may_have_or_an_error_and_ne
         .iter()
         .filter(|entry| entry["actor"]["pod"]["name"] == "asking" && entry["outcome"]["result"] == "allowed");
     assert_eq!(stated.count(), issued);
-    NodeClient::new(driver).node_unpublish_volume(world.unpublish_request(&mounting)).await.unwrap();
+    let mut driver = NodeClient::new(driver);
+    for target in world.driver.mounts() {
+        let target_path = target.display().to_string();
+        let unpublish = NodeUnpublishVolumeRequest { target_path, ..world.unpublish_request(&mounting) };
+        driver.node_unpublish_volume(unpublish).await.unwrap();
+    }
     assert_unharmed(&world).await;
 }
 

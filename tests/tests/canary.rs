@@ -42,7 +42,7 @@ struct Watched {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_planted_is_ever_written_down_or_told() {
+async fn attack_14_nothing_planted_is_ever_written_down_or_told() {
     let mut watched = Watched::start().await;
     watched.main_path().await;
     watched.wrong_tokens().await;

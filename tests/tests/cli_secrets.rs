@@ -99,7 +99,7 @@ async fn versions_are_listed_rolled_back_hidden_and_destroyed() {
     payments/db: version 2 already deleted or destroyed
     ");
     insta::assert_snapshot!(cli.ok("secret undelete payments/db --versions 2"), @"payments/db: version 2 now live");
-    insta::assert_snapshot!(cli.fails("secret destroy payments/db --versions 1"), @"2 keyfold: cannot destroy versions of secret payments/db: nobody can be asked, since standard input is not a terminal. Give --yes to destroy without a question.");
+    insta::assert_snapshot!(cli.fails("secret destroy payments/db --versions 1"), @"2 keyfold: cannot destroy versions of secret payments/db: nobody can be asked, since standard input is not a terminal. Give --yes to go on without a question.");
     insta::assert_snapshot!(cli.ok("secret destroy payments/db --versions 1,3 --yes"), @"payments/db: versions 1, 3 now destroyed");
     insta::assert_snapshot!(cli.ok("secret destroy payments/db --versions 1 --yes"), @"payments/db: version 1 already destroyed");
     insta::assert_snapshot!(masked(&cli.ok("secret history payments/db")), @r"
@@ -174,7 +174,8 @@ async fn wrong_input_is_refused_without_repeating_values() {
     insta::assert_snapshot!(cli.fails("secret put payments/db --from-file ..data=value"), @r#"2 keyfold: cannot read the fields: "..data" is not a field name: use 1 to 253 of A-Z, a-z, 0-9, '.', '_' and '-', neither '.' nor beginning with '..'."#);
     insta::assert_snapshot!(cli.fails("secret put payments/../db --from-file a=value"), @r#"7 keyfold: cannot write secret payments/../db: path "payments/../db" has the segment "..": a segment is 1 to 128 of a-z, 0-9, '.', '_' and '-', beginning and ending with a letter or digit."#);
     insta::assert_snapshot!(cli.fails("secret put none/db --from-file a=value"), @"3 keyfold: cannot write secret none/db: there is no keyspace none: apply one first.");
-    insta::assert_snapshot!(installation.nobody().fails("secret list"), @"2 keyfold: cannot call the server: the operator's token is not given. Give --token-file FILE or set KEYFOLD_TOKEN_FILE.");
+    let url = installation.setup().url();
+    insta::assert_snapshot!(installation.nobody().fails("secret list").replace(&url, "URL"), @"2 keyfold: not signed in to URL: run keyfold login, or give --token-file.");
     insta::assert_snapshot!(cli.fails("secret get payments/db --token-file value"), @"4 keyfold: cannot read secret payments/db: the operator's token is missing, unknown or revoked: give a valid one with --token-file. Check that the token's file holds a valid token of this installation.");
 }
 

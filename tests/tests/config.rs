@@ -63,7 +63,7 @@ impl Files {
 fn an_unknown_key_is_refused_by_name() {
     let files = Files::write();
     let typo = |program, more| files.refusal(program, &files.changed(program, more), None);
-    insta::assert_snapshot!(typo("keyfold-server", "logs: {level: info}\n"), @"1 keyfold-server: DIR/changed.yaml: logs: unknown field `logs`, expected one of `listen`, `tls`, `database`, `root_key`, `bootstrap_token_file`, `jwks_dir`, `limits`, `log`, `metrics`");
+    insta::assert_snapshot!(typo("keyfold-server", "logs: {level: info}\n"), @"1 keyfold-server: DIR/changed.yaml: logs: unknown field `logs`, expected one of `listen`, `tls`, `database`, `root_key`, `bootstrap_token_file`, `jwks_dir`, `kubeconfig_dir`, `limits`, `log`, `metrics`");
     insta::assert_snapshot!(typo("keyfold-csi", "logs: {level: info}\n"), @"1 keyfold-csi: DIR/changed.yaml: logs: unknown field `logs`, expected one of `server`, `token_file`, `node_id`, `kubelet_dir`, `token_source`, `audience`, `tmpfs_bytes`, `log`");
     insta::assert_snapshot!(typo("keyfold-server", "log: {levl: info}\n"), @"1 keyfold-server: DIR/changed.yaml: log.levl: unknown field `levl`, expected `format` or `level`");
     insta::assert_snapshot!(typo("keyfold-csi", "log: {levl: info}\n"), @"1 keyfold-csi: DIR/changed.yaml: log.levl: unknown field `levl`, expected `format` or `level`");
@@ -74,7 +74,7 @@ fn an_unknown_key_is_refused_by_name() {
 }
 
 #[test]
-fn a_password_in_the_databases_url_is_refused_and_not_repeated() {
+fn attack_14_a_password_in_the_databases_url_is_refused_and_not_repeated() {
     let files = Files::write();
     for url in [
         "postgres://keyfold:planted-password@127.0.0.1:5432/keyfold",
@@ -98,7 +98,7 @@ fn a_password_in_the_databases_url_is_refused_and_not_repeated() {
 fn an_unknown_variable_is_refused_by_name() {
     let files = Files::write();
     let variable = |program, name, value| files.refusal(program, &files.config(program), Some((name, value)));
-    insta::assert_snapshot!(variable("keyfold-server", "KEYFOLD_SERVER__DATABASE__URI", "x"), @"1 keyfold-server: DIR/keyfold-server/config.yaml: database.uri: unknown field `uri`, expected one of `url`, `password_file`, `ca_file`, `max_connections` (set by KEYFOLD_SERVER__DATABASE__URI)");
+    insta::assert_snapshot!(variable("keyfold-server", "KEYFOLD_SERVER__DATABASE__URI", "x"), @"1 keyfold-server: DIR/keyfold-server/config.yaml: database.uri: unknown field `uri`, expected one of `url`, `password_file`, `ca_file`, `max_connections`, `max_staleness_millis` (set by KEYFOLD_SERVER__DATABASE__URI)");
     insta::assert_snapshot!(variable("keyfold-csi", "KEYFOLD_CSI__NODE", "x"), @"1 keyfold-csi: DIR/keyfold-csi/config.yaml: node: unknown field `node`, expected one of `server`, `token_file`, `node_id`, `kubelet_dir`, `token_source`, `audience`, `tmpfs_bytes`, `log` (set by KEYFOLD_CSI__NODE)");
     insta::assert_snapshot!(variable("keyfold-server", "KEYFOLD_SERVER__LISTEN__PORT", "1"), @r#"1 keyfold-server: DIR/keyfold-server/config.yaml: KEYFOLD_SERVER__LISTEN__PORT: "listen.port" lies below a key that is not a map"#);
     insta::assert_snapshot!(variable("keyfold-csi", "KEYFOLD_CSI__SERVER__WAIT_SECS", "1000"), @"1 keyfold-csi: DIR/keyfold-csi/config.yaml: server.wait_secs: must be at most 100, for kubelet ends a call after two minutes");

@@ -15,12 +15,15 @@ use keyfold::{
 use keyfold_core::{
     clock::{Clock as _, SystemClock},
     identity::{NamedUid, WorkloadIdentity},
-    object::{Capability, Kind, Spec},
-    policy::{self, AppRole},
+    object::{Capability, IssuerKind, Kind, Permission, PublicKey, Spec},
+    path::SecretPath,
+    policy::{self, AppRole, Labels},
+    rights::{OperatorRole, Rights},
 };
 use keyfold_csi::DRIVER_NAME;
 use keyfold_server::config::{Config, ENVIRONMENT_PREFIX, RootKey};
-use keyfold_tests::{Database, bin_dir, parse_volume};
+use keyfold_tests::{Database, bin_dir, parse_volume, two_persons};
+use ring::signature::KeyPair as _;
 use serde_json::Value;
 
 fn deploy(name: &str) -> PathBuf {
@@ -206,6 +209,51 @@ fn the_server_runs_with_as_few_rights_as_it_needs() {
 }
 
 #[test]
+fn the_server_may_ask_the_api_server_what_it_asks_and_nothing_else() {
+    let role = &manifests("api-server/rbac.yaml")[0];
+    let rule = |group: &str, resource: &str, verb: &str| -> Value {
+        serde_json::json!({"apiGroups": [group], "resources": [resource], "verbs": [verb]})
+    };
+    let wanted = [
+        rule("authentication.k8s.io", "tokenreviews", "create"),
+        rule("", "pods", "get"),
+        rule("", "nodes", "get"),
+    ];
+    assert_eq!(list_at(role, "/rules"), wanted);
+    let lines = text("api-server/rbac.yaml");
+    let lines: Vec<_> = lines.lines().map(str::trim_start).collect();
+    for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.starts_with("- apiGroups")) {
+        assert!(lines[at - 1].starts_with('#'), "{line} says why");
+    }
+    let binding = &manifests("api-server/rbac.yaml")[1];
+    assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
+    let subject = &list_at(binding, "/subjects")[0];
+    let deployment = server_deployment();
+    assert_eq!(subject["name"], deployment["spec"]["template"]["spec"]["serviceAccountName"]);
+    assert_eq!(subject["namespace"], kubernetes("namespace.yaml", "Namespace")["metadata"]["name"]);
+}
+
+#[test]
+fn the_api_server_component_mounts_the_credentials_where_the_server_looks_and_nowhere_else() {
+    let component = &manifests("api-server/kustomization.yaml")[0];
+    assert_eq!(component["kind"], "Component");
+    assert_eq!(component["patches"], serde_json::json!([{"path": "server.yaml"}]));
+    assert!(text("kubernetes/kustomization.yaml").contains("# components:\n#   - ../api-server\n"));
+    let patch = &manifests("api-server/server.yaml")[0];
+    assert_eq!(patch["metadata"], server_deployment()["metadata"]);
+    assert_eq!(patch["spec"]["template"]["spec"].get("initContainers"), None, "migrate gets none");
+    let container = server_container(patch);
+    let folder = Path::new("/var/run/secrets/kubernetes.io/serviceaccount");
+    let volume = named(list_at(patch, "/spec/template/spec/volumes"), volume_of(container, folder));
+    let sources = list_at(volume, "/projected/sources");
+    // These three are what a Kubernetes client in a cluster reads.
+    assert_eq!(sources[0]["serviceAccountToken"]["path"], "token");
+    assert_eq!(sources[0]["serviceAccountToken"].get("audience"), None, "the API server's own");
+    assert_eq!(sources[1]["configMap"]["items"], serde_json::json!([{"key": "ca.crt", "path": "ca.crt"}]));
+    assert_eq!(sources[2]["downwardAPI"]["items"][0]["path"], "namespace");
+}
+
+#[test]
 fn the_readiness_probe_is_a_command_that_exists() {
     let deployment = server_deployment();
     let command = list_at(server_container(&deployment), "/readinessProbe/exec/command").to_vec();
@@ -324,6 +372,62 @@ fn spec(file: &str, kind: Kind) -> Spec {
 }
 
 #[test]
+fn the_example_operators_are_separate_and_an_administrator_is_among_them() {
+    let documents = documents::read(&[deploy("operators.yaml")], &mut io::empty()).unwrap();
+    let Spec::Issuer(people) = spec("operators.yaml", Kind::Issuer) else { panic!("an issuer") };
+    assert_eq!((people.kind, people.drivers.len()), (IssuerKind::Oidc, 0));
+    let parse = |document: &documents::Document| {
+        let json = serde_json::to_string(&document.spec).unwrap();
+        match Spec::parse(Kind::OperatorRole, &json).unwrap() {
+            Spec::OperatorRole(spec) => {
+                OperatorRole { name: document.metadata.name.as_str().try_into().unwrap(), spec }
+            }
+            _ => panic!("an operator role"),
+        }
+    };
+    let roles: Vec<_> = documents
+        .iter()
+        .filter(|document| document.kind == documents::Kind::OperatorRole)
+        .map(parse)
+        .collect();
+    let rights = |group: &str| {
+        let claims = serde_json::json!({"sub": "alice", "groups": [group]});
+        Rights::of(&"people".try_into().unwrap(), claims.as_object().unwrap(), &roles)
+    };
+    assert!(
+        rights("keyfold-admins").may(Permission::OperatorsWrite),
+        "else nobody can revoke the initial administrator"
+    );
+    assert!(
+        rights("security").may(Permission::KeysRotate) && !rights("security").may_somewhere(Capability::Read)
+    );
+    assert!(rights("audit").may(Permission::AuditRead) && !rights("audit").may_somewhere(Capability::Read));
+    let db = SecretPath::parse("payments/db").unwrap();
+    assert!(
+        rights("payments").may_on(Capability::Write, &db)
+            && !rights("payments").may_on(Capability::Read, &db)
+    );
+    assert!(rights("everybody").is_empty());
+}
+
+/// Keys that anybody could copy would be no second person's: as it stands the example is refused.
+#[test]
+fn the_example_rule_fits_once_approvers_have_put_their_own_keys_in() {
+    let documents = documents::read(&[deploy("approval-rule.yaml")], &mut io::empty()).unwrap();
+    let [document] = &documents[..] else { panic!("one rule") };
+    let mut rule = serde_json::to_value(&document.spec).unwrap();
+    let parse = |rule: &Value| Spec::parse(Kind::ApprovalRule, &rule.to_string());
+    let refusal = parse(&rule).unwrap_err().to_string();
+    assert!(refusal.contains("use what keyfold approval keygen prints"), "{refusal}");
+    for approver in rule["approvers"].as_array_mut().unwrap() {
+        let key = two_persons::new_key();
+        approver["publicKey"] = String::from(PublicKey(key.public_key().as_ref().try_into().unwrap())).into();
+    }
+    let Spec::ApprovalRule(rule) = parse(&rule).unwrap() else { panic!("a rule") };
+    assert!(rule.approvers.len() > 2, "else nobody can be ill");
+}
+
+#[test]
 fn the_example_pod_may_have_what_its_volume_asks_for() {
     let app = manifests("example-app/kubernetes.yaml");
     let pod = app.iter().find(|document| document["kind"] == "Pod").unwrap();
@@ -332,7 +436,9 @@ fn the_example_pod_may_have_what_its_volume_asks_for() {
     let role = AppRole { name: "payments-api".try_into().unwrap(), spec };
     assert_eq!(volume.role.as_ref(), Some(&role.name));
     let identity = identity_of(pod);
-    policy::select_role(&identity, std::slice::from_ref(&role), Some("payments-api")).unwrap();
+    let roles = std::slice::from_ref(&role);
+    let labels = Labels::default();
+    policy::select_role(&identity, identity.node.as_ref(), &labels, roles, Some("payments-api")).unwrap();
     for item in &volume.items {
         assert!(policy::decide(&identity, &role, &item.path, Capability::Read).is_some(), "{}", item.path);
     }

@@ -10,11 +10,15 @@ use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
 use keyfold::{args::Cli, exit::EXIT_CODES};
 use keyfold_core::{
     audit::{AppliedObject, IssuedItem, Operation, leaf_hash},
-    object::{Kind, Spec},
+    name::ObjectName,
+    object::{Capability, Kind, Permission, Spec},
+    path::SecretPath,
+    rights::{OperatorRole, Rights},
+    volume::Format,
 };
-use keyfold_csi::{DRIVER_NAME, render::Format};
+use keyfold_csi::DRIVER_NAME;
 use keyfold_tests::parse_volume;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -81,10 +85,15 @@ fn strings_of(path: &str, name: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_refusal_code_is_explained_and_no_other() {
-    let codes: BTreeSet<String> = ["core/src/refusal.rs", "core/src/token/refusal.rs", "server/src/error.rs"]
-        .iter()
-        .flat_map(|path| strings_of(path, "code"))
-        .collect();
+    let codes: BTreeSet<String> = [
+        "core/src/refusal.rs",
+        "core/src/token/refusal.rs",
+        "core/src/condition/failure.rs",
+        "server/src/error.rs",
+    ]
+    .iter()
+    .flat_map(|path| strings_of(path, "code"))
+    .collect();
     let document = text("docs/operating.md");
     let (_, chapter) = document.split_once("## Refusal codes").unwrap();
     assert_eq!(table_keys(chapter), codes);
@@ -97,7 +106,7 @@ fn operations() -> Vec<Operation> {
     let item = IssuedItem { path: path(), version: Some(1), rule: Some("a/*".into()) };
     let applied = AppliedObject { kind: kind(), name: object(), generation: Some(1) };
     let all = vec![
-        Operation::SecretIssue { role: None, items: vec![item] },
+        Operation::SecretIssue { role: None, items: vec![item], lease_expires_at: Some(String::new()) },
         Operation::SecretPut { path: path(), version: None },
         Operation::SecretGet { path: path(), version: None },
         Operation::SecretList { prefix: String::new() },
@@ -114,8 +123,21 @@ fn operations() -> Vec<Operation> {
         Operation::KeyRotate { keyspace: keyspace(), from_version: None, to_version: None },
         Operation::KeyRewrap { keyspace: keyspace(), to_version: 2, deks: 1 },
         Operation::AuditList {},
+        Operation::ApprovalList {},
+        Operation::ApprovalGet { plan: Default::default() },
+        Operation::ApprovalSign { plan: Default::default(), hash: None, operation: None },
         Operation::SystemInitialize {},
         Operation::SystemStatus {},
+        Operation::SystemWhoami {},
+        Operation::SystemRevokeInitialAdministrator {},
+        Operation::PolicyExplain {
+            issuer: "i".into(),
+            pod: None,
+            namespace: "n".into(),
+            service_account: "s".into(),
+            role: None,
+            path: path(),
+        },
     ];
     let names: BTreeSet<_> = all.iter().map(|operation| operation.name().to_owned()).collect();
     assert_eq!(names, strings_of("core/src/audit.rs", "name"), "an operation is missing above");
@@ -309,7 +331,7 @@ fn every_dependency_has_its_reason() {
 #[test]
 fn every_metric_is_explained() {
     let document = table_keys(&text("docs/operating.md"));
-    for path in ["server/src/api.rs", "server/src/store.rs"] {
+    for path in ["server/src/api.rs", "server/src/authn.rs", "server/src/store.rs"] {
         for name in
             text(path).split("!(\"keyfold_").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned())
         {
@@ -326,6 +348,10 @@ fn the_yaml_in_the_documents_is_accepted() {
             let mut reader = block.as_bytes();
             for value in serde_saphyr::read::<_, Value>(&mut reader) {
                 let value = value.unwrap_or_else(|error| panic!("{path}: {error}"));
+                if value["kind"] == "PolicyTest" {
+                    // Run by the_policy_tests_in_the_documents_pass.
+                    continue;
+                }
                 if value["apiVersion"] == "keyfold.dev/v1" {
                     let kind = Kind::parse(value["kind"].as_str().unwrap()).unwrap();
                     Spec::parse(kind, &value["spec"].to_string())
@@ -340,6 +366,109 @@ fn the_yaml_in_the_documents_is_accepted() {
         }
     }
     assert!(objects >= 2 && volumes >= 1, "{objects} {volumes}");
+}
+
+#[tokio::test]
+async fn the_policy_tests_in_the_documents_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("policies.yaml");
+    fs::write(&file, blocks(&text("docs/policies.md"), "yaml").join("---\n")).unwrap();
+    let call = Cli::try_parse_from(["keyfold", "policy", "test", file.to_str().unwrap()]).unwrap();
+    let exit = keyfold::commands::run(call).await.unwrap_or_else(|failure| panic!("{failure}"));
+    assert_eq!(exit, keyfold::exit::Exit::Done);
+}
+
+/// The rows of the table whose header begins with `| first |`, as their cells without backticks.
+fn table(document: &str, first: &str) -> Vec<Vec<String>> {
+    let header = format!("| {first} |");
+    let lines = document.lines().skip_while(|line| !line.starts_with(&header));
+    let rows = lines.take_while(|line| line.starts_with('|')).filter(|line| !line.starts_with("| ---"));
+    let cells = |line: &str| -> Vec<String> {
+        let inner = line.trim_matches('|').split('|');
+        inner.map(|cell| cell.trim().trim_matches('`').to_owned()).collect()
+    };
+    rows.map(cells).collect()
+}
+
+/// What a built-in role gives to whom it binds.
+fn rights_of(built_in: &str) -> Rights {
+    let spec = json!({"builtIn": built_in, "bind": [{"issuer": "people", "claims": {"sub": ["alice"]}}]});
+    let Ok(Spec::OperatorRole(spec)) = Spec::parse(Kind::OperatorRole, &spec.to_string()) else {
+        panic!("{built_in} is not a built-in role");
+    };
+    let role = OperatorRole { name: ObjectName::try_from("own").unwrap(), spec };
+    let claims = json!({"sub": "alice"});
+    Rights::of(&ObjectName::try_from("people").unwrap(), claims.as_object().unwrap(), &[role])
+}
+
+#[test]
+fn what_built_in_roles_may_is_as_the_tables_say() {
+    let document = text("docs/identity.md");
+    let anywhere = SecretPath::parse("any/secret").unwrap();
+    let permissions = Permission::ALL.iter().map(|own| (own.as_str(), *own));
+    let capabilities = Capability::ALL.map(|own| (own.as_str(), own));
+    let permission = |name: &str| permissions.clone().find(|(own, _)| *own == name).map(|(_, own)| own);
+    let capability = |name: &str| capabilities.into_iter().find(|(own, _)| *own == name).map(|(_, own)| own);
+    let (of_permissions, of_capabilities) = (table(&document, "permission"), table(&document, "capability"));
+    let roles = ["admin", "key-admin", "secret-admin", "auditor"];
+    for (rows, count) in [(&of_permissions, Permission::ALL.len()), (&of_capabilities, Capability::ALL.len())]
+    {
+        assert_eq!(rows[0][1..5], roles);
+        let names: BTreeSet<_> = rows[1..].iter().map(|row| &row[0]).collect();
+        assert_eq!((rows.len() - 1, names.len()), (count, count), "{names:?}");
+    }
+    for row in of_permissions[1..].iter().chain(&of_capabilities[1..]) {
+        for (role, cell) in roles.into_iter().zip(&row[1..5]) {
+            let rights = rights_of(role);
+            let may = match (permission(&row[0]), capability(&row[0])) {
+                (Some(permission), None) => rights.may(permission),
+                (None, Some(capability)) => rights.may_on(capability, &anywhere),
+                _ => panic!("{} is neither a permission nor a capability", row[0]),
+            };
+            assert_eq!(cell, if may { "yes" } else { "–" }, "{role}: {}", row[0]);
+        }
+    }
+}
+
+#[test]
+fn every_field_of_a_role_and_an_issuer_is_explained() {
+    let document = text("docs/identity.md");
+    let explained: BTreeSet<String> = document
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .flat_map(|line| quoted(line.split(" | ").next().unwrap()))
+        .map(|field| field.trim_start_matches("bind[].").to_owned())
+        .collect();
+    let labels = json!({"matchLabels": {"a": "b"}});
+    let issuer = json!({
+        "type": "kubernetes", "url": "https://a", "audiences": ["a"], "algorithms": ["RS256"], "keys": {"file": "a"},
+        "drivers": [], "apiServer": "inCluster", "verify": "tokenReview", "maxTokenLifetime": "1h", "leeway": "1s",
+    });
+    let binding = json!({
+        "issuer": "a", "namespaces": ["a"], "serviceAccounts": ["a"], "serviceAccountUid": "a",
+        "podSelector": labels, "nodeSelector": labels,
+    });
+    let role = json!({
+        "bind": [binding], "grants": [], "nodeBinding": "required", "verify": "local", "whenApiServerAway": "local",
+        "condition": {"rego": ""}, "lease": {"ttl": "1h", "max": "2h"},
+    });
+    let operator_role = json!({
+        "bind": [{"issuer": "a", "claims": {"sub": ["a"]}}], "allow": ["keys:read"],
+        "grants": [{"path": "a/b", "allow": ["read"]}],
+    });
+    for (kind, spec) in [(Kind::Issuer, issuer), (Kind::AppRole, role), (Kind::OperatorRole, operator_role)] {
+        let spec = Spec::parse(kind, &spec.to_string()).unwrap_or_else(|error| panic!("{error}"));
+        let spec: Value = serde_json::from_str(&spec.to_json()).unwrap();
+        let of_bindings = spec["bind"].as_array().into_iter().flatten().filter_map(Value::as_object);
+        for fields in of_bindings.chain(spec.as_object()) {
+            for field in fields.keys().filter(|field| *field != "claims") {
+                assert!(explained.contains(field), "{}: {field}", kind.as_str());
+            }
+        }
+    }
+    for algorithm in ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"] {
+        assert!(document.contains(&format!("`{algorithm}`")), "{algorithm}");
+    }
 }
 
 #[test]

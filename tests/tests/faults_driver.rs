@@ -44,7 +44,7 @@ async fn a_driver_that_was_killed_goes_on_with_the_volumes_that_are_mounted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_driver_killed_while_it_publishes_leaves_whole_volumes_or_none() {
+async fn attack_26_a_driver_killed_while_it_publishes_leaves_whole_volumes_or_none() {
     let mut world = on_host(World::start().await.with_payments().await);
     for round in 0..14_usize {
         let pods: Vec<Pod> =
@@ -154,7 +154,7 @@ async fn twenty_volumes_at_once_are_all_mounted_refreshed_and_gone_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_that_do_not_fit_the_volume_are_refused_at_first_and_keep_the_old_files_later() {
+async fn attack_26_secrets_that_do_not_fit_the_volume_are_refused_at_first_and_keep_the_old_files_later() {
     let mut world = World::start().await.with_payments().await;
     world.configure_driver("tmpfs_bytes", SMALL_TMPFS_BYTES as u64).await;
     let pod = world.pod("payments", "api", "api-0");

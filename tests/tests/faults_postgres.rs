@@ -53,7 +53,7 @@ async fn a_server_that_starts_without_postgres_says_so_and_serves_as_soon_as_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn postgres_killed_between_calls_costs_errors_meanwhile_and_nothing_else() {
+async fn attack_27_postgres_killed_between_calls_costs_errors_meanwhile_and_nothing_else() {
     let mut world = World::with_own_postgres().await.with_payments().await;
     let pod = world.pod("payments", "api", "api-0");
     world.publish(&pod, "payments-api", PAYMENTS_SECRETS).await.unwrap();
@@ -83,7 +83,7 @@ async fn postgres_killed_between_calls_costs_errors_meanwhile_and_nothing_else()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn postgres_killed_under_load_loses_no_entry_and_no_acknowledged_write() {
+async fn attack_27_postgres_killed_under_load_loses_no_entry_and_no_acknowledged_write() {
     let mut world = World::with_own_postgres().await.with_payments().await;
     let acknowledged = Arc::new(Acknowledged::default());
     for round in 0..3_u64 {
@@ -113,7 +113,7 @@ async fn postgres_killed_under_load_loses_no_entry_and_no_acknowledged_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_leaves_before_its_entry_is_committed() {
+async fn attack_27_nothing_leaves_before_its_entry_is_committed() {
     let world = World::start().await.with_payments().await;
     let gate = Gate::at_commits_of_entries(&world.database);
     let pod = world.pod("payments", "api", "api-0");
@@ -133,7 +133,7 @@ async fn nothing_leaves_before_its_entry_is_committed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn postgres_killed_while_it_commits_the_entry_gives_an_error_and_no_value() {
+async fn attack_27_postgres_killed_while_it_commits_the_entry_gives_an_error_and_no_value() {
     let mut world = World::with_own_postgres().await.with_payments().await;
     let pod = world.pod("payments", "api", "api-0");
     let gate = Gate::at_commits_of_entries(&world.database);
@@ -164,7 +164,7 @@ async fn postgres_killed_while_it_commits_the_entry_gives_an_error_and_no_value(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_killed_while_its_entry_commits_gives_no_value_and_the_pod_gets_it_later() {
+async fn attack_27_a_server_killed_while_its_entry_commits_gives_no_value_and_the_pod_gets_it_later() {
     let mut world = World::start().await.with_payments().await;
     let (early, waiting) = (world.pod("payments", "api", "early"), world.pod("payments", "api", "waiting"));
     let workloads = world.workloads(&world.server);
@@ -191,7 +191,7 @@ async fn a_server_killed_while_its_entry_commits_gives_no_value_and_the_pod_gets
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_postgres_that_is_silent_is_reported_and_used_again_once_it_answers() {
+async fn attack_27_a_postgres_that_is_silent_is_reported_and_used_again_once_it_answers() {
     let mut world = World::with_own_postgres().await.with_payments().await;
     let pod = world.pod("payments", "api", "api-0");
     let (workloads, operator) = (world.workloads(&world.server), world.operator());
@@ -208,7 +208,7 @@ async fn a_postgres_that_is_silent_is_reported_and_used_again_once_it_answers() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_query_that_never_returns_does_not_pass_for_health() {
+async fn attack_27_a_query_that_never_returns_does_not_pass_for_health() {
     let mut world = World::start().await.with_payments().await;
     until("health to be told", async || is_healthy(&world.server).await.unwrap()).await;
     // Whoever asks for the schema's version waits for this table.
@@ -222,7 +222,7 @@ async fn a_query_that_never_returns_does_not_pass_for_health() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_that_somebody_keeps_fails_the_call_in_time_and_nothing_else() {
+async fn attack_27_a_lock_that_somebody_keeps_fails_the_call_in_time_and_nothing_else() {
     let world = World::start().await.with_payments().await;
     let (workloads, operator) = (world.workloads(&world.server), world.operator());
     let pod = world.pod("payments", "api", "api-0");

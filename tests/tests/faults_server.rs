@@ -69,7 +69,7 @@ async fn a_server_that_stays_away_gives_a_clear_error_and_leaves_nothing_mounted
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_killed_at_a_rewrap_loses_no_secret_and_the_next_turn_moves_the_rest() {
+async fn attack_21_a_server_killed_at_a_rewrap_loses_no_secret_and_the_next_turn_moves_the_rest() {
     let mut world = World::start().await.with_payments().await;
     let paths = put_many(&world, SECRETS).await;
     let gate = Gate::at_rewraps_beyond(&world.database, BATCH);
@@ -97,7 +97,7 @@ async fn a_server_killed_at_a_rewrap_loses_no_secret_and_the_next_turn_moves_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_killed_at_any_moment_of_a_turn_leaves_one_active_key_that_opens_everything() {
+async fn attack_21_a_server_killed_at_any_moment_of_a_turn_leaves_one_active_key_that_opens_everything() {
     let mut world = World::start().await.with_payments().await;
     let paths = put_many(&world, 300).await;
     for round in 0..6_u64 {
@@ -159,7 +159,7 @@ async fn of_writers_that_expect_the_same_version_on_two_replicas_exactly_one_win
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn turns_on_two_replicas_at_once_leave_one_active_key_and_no_version_twice() {
+async fn attack_21_turns_on_two_replicas_at_once_leave_one_active_key_and_no_version_twice() {
     let world = World::start().await.with_payments().await;
     let replica = world.second_replica().await;
     let paths = put_many(&world, 300).await;
@@ -187,7 +187,7 @@ async fn turns_on_two_replicas_at_once_leave_one_active_key_and_no_version_twice
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_deleted_on_one_replica_is_refused_at_once_on_the_other() {
+async fn attack_09_a_role_deleted_on_one_replica_is_refused_at_once_on_the_other() {
     let world = World::start().await.with_payments().await;
     let replica = world.second_replica().await;
     let pod = world.pod("payments", "api", "api-0");
@@ -205,7 +205,7 @@ async fn a_role_deleted_on_one_replica_is_refused_at_once_on_the_other() {
 
 /// Such as one on a machine that is paused: what it has locked comes free, and what it was doing never happened.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_that_freezes_in_the_middle_of_a_transaction_stops_nobody_for_long() {
+async fn attack_21_a_replica_that_freezes_in_the_middle_of_a_transaction_stops_nobody_for_long() {
     let world = World::start().await.with_payments().await;
     let mut replica = world.second_replica().await;
     let gate = Gate::at_appends_of_entries(&world.database);
@@ -237,7 +237,7 @@ async fn a_replica_that_freezes_in_the_middle_of_a_transaction_stops_nobody_for_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_inits_at_once_one_works_and_both_replicas_serve() {
+async fn attack_21_of_two_inits_at_once_one_works_and_both_replicas_serve() {
     let (_folder, database, mut servers) = two_uninitialised_replicas().await;
     for server in &servers {
         until_state(server, State::Uninitialized, "keyfold init").await;

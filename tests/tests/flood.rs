@@ -48,7 +48,7 @@ const PUT: &str = "keyfold.v1.SecretService/PutSecret";
 const ISSUE: &str = "keyfold.v1.WorkloadService/IssueSecrets";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_that_announce_large_messages_hold_little_memory() {
+async fn attack_16_streams_that_announce_large_messages_hold_little_memory() {
     let installation = with_secret().await;
     let (before, mut held) = (resident_kib(&installation), Held::default());
     for _ in 0..CONNECTIONS {
@@ -70,7 +70,7 @@ async fn streams_that_announce_large_messages_hold_little_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_arrive_in_part_hold_little_memory_and_leave_room_for_others() {
+async fn attack_16_requests_that_arrive_in_part_hold_little_memory_and_leave_room_for_others() {
     let installation = with_secret().await;
     installation.cli.write("large.json", format!(r#"{{"password": "{}"}}"#, "x".repeat(500 * 1024)));
     let (before, mut held) = (resident_kib(&installation), Held::default());
@@ -90,7 +90,7 @@ async fn requests_that_arrive_in_part_hold_little_memory_and_leave_room_for_othe
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_whose_messages_never_come_take_nobodys_place_and_are_given_up() {
+async fn attack_16_requests_whose_messages_never_come_take_nobodys_place_and_are_given_up() {
     let installation = with_secret().await;
     let mut held = Held::default();
     for _ in 0..8 {
@@ -107,7 +107,7 @@ async fn requests_whose_messages_never_come_take_nobodys_place_and_are_given_up(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_peer_cannot_take_every_connection() {
+async fn attack_16_one_peer_cannot_take_every_connection() {
     let world = Recorded::configured(SystemClock.now(), |config| {
         config.limits.connections_per_peer = 20;
         config.limits.handshake_secs = 120;
@@ -129,7 +129,7 @@ async fn one_peer_cannot_take_every_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_bad_tokens_has_few_entries_and_each_call_is_counted() {
+async fn attack_16_a_flood_of_bad_tokens_has_few_entries_and_each_call_is_counted() {
     const CALLERS: u64 = 8;
     const CALLS: u64 = 150;
     let installation = with_secret().await;

@@ -92,7 +92,7 @@ const TAMPERINGS: [(&str, &str); 17] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_moved_or_edited_in_postgres_never_opens() {
+async fn attack_18_what_was_moved_or_edited_in_postgres_never_opens() {
     let world = World::start().await.with_payments().await;
     world.server.apply("Keyspace", "other", &json!({})).await.unwrap();
     for (n, (what, sql)) in TAMPERINGS.into_iter().enumerate() {
@@ -154,7 +154,7 @@ async fn pod_reads(world: &World, path: &str) -> Result<String, Status> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_secret_that_does_not_open_refuses_the_whole_volume() {
+async fn attack_12_one_secret_that_does_not_open_refuses_the_whole_volume() {
     let world = World::start().await.with_payments().await;
     world.put("payments/api", &[("key", PLANTED)]).await;
     world.database.sql(
@@ -169,7 +169,7 @@ async fn one_secret_that_does_not_open_refuses_the_whole_volume() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn swapped_kek_rows_do_not_open_after_a_restart() {
+async fn attack_18_swapped_kek_rows_do_not_open_after_a_restart() {
     let mut world = World::start().await.with_payments().await;
     world.server.apply("Keyspace", "other", &json!({})).await.unwrap();
     world.database.sql(
@@ -184,7 +184,7 @@ async fn swapped_kek_rows_do_not_open_after_a_restart() {
 
 /// The server has both KEKs open: what it remembers of a key must not lift what binds it to its keyspace.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kek_that_was_moved_to_another_keyspace_serves_neither() {
+async fn attack_18_a_kek_that_was_moved_to_another_keyspace_serves_neither() {
     let world = World::start().await.with_payments().await;
     for keyspace in ["other", "third"] {
         world.server.apply("Keyspace", keyspace, &json!({})).await.unwrap();
@@ -219,7 +219,7 @@ async fn a_kek_that_was_moved_to_another_keyspace_serves_neither() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_root_wrapping_key_that_does_not_open_keeps_the_server_sealed() {
+async fn attack_18_a_root_wrapping_key_that_does_not_open_keeps_the_server_sealed() {
     let mut world = World::start().await.with_payments().await;
     world.database.sql(
         "UPDATE root_wrapping_keys SET wrapped = set_bit(wrapped, octet_length(wrapped) * 8 - 1,
@@ -231,7 +231,7 @@ async fn a_root_wrapping_key_that_does_not_open_keeps_the_server_sealed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rotation_stops_at_a_key_that_does_not_open_and_loses_nothing() {
+async fn attack_18_a_rotation_stops_at_a_key_that_does_not_open_and_loses_nothing() {
     let world = World::start().await.with_payments().await;
     world.put("payments/bad", &[("password", PLANTED)]).await;
     world.put("payments/good", &[("password", "good")]).await;
@@ -267,7 +267,7 @@ const KEYSPACE_ROWS: [(&str, &str); 5] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_installation_cannot_read_what_was_copied_from_another() {
+async fn attack_18_one_installation_cannot_read_what_was_copied_from_another() {
     let theirs = World::start().await.with_payments().await;
     let mut own = World::start().await;
     let rwk = "SELECT id FROM root_wrapping_keys";

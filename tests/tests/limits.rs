@@ -1,8 +1,14 @@
 //! Bounds on what callers can make the server hold: a call beyond one is refused clearly, and others are served.
 
-use std::{io::Read as _, net::TcpStream, sync::Arc, time::Duration};
+use std::{
+    io::Read as _,
+    net::{Ipv4Addr, TcpStream},
+    sync::Arc,
+    time::Duration,
+};
 
-use keyfold_tests::{Recorded, fixture};
+use keyfold_proto::keyfold::v1::{GetStatusRequest, system_service_client::SystemServiceClient};
+use keyfold_tests::{Recorded, fixture, tls::channel_from};
 use time::{OffsetDateTime, macros::datetime};
 use tonic::Code;
 
@@ -16,7 +22,7 @@ async fn issue(world: &Recorded) -> Result<usize, Code> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_beyond_the_bound_is_refused_at_once_and_later_ones_are_served() {
+async fn attack_16_a_call_beyond_the_bound_is_refused_at_once_and_later_ones_are_served() {
     let world =
         Arc::new(Recorded::configured(RECORDED, |config| config.limits.concurrent_requests = 2).await);
     // Who holds the head row keeps every call waiting for its audit entry.
@@ -45,7 +51,7 @@ async fn a_call_beyond_the_bound_is_refused_at_once_and_later_ones_are_served() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_never_finishes_its_handshake_is_closed() {
+async fn attack_16_a_connection_that_never_finishes_its_handshake_is_closed() {
     let world = Recorded::configured(RECORDED, |config| config.limits.handshake_secs = 1).await;
     let mut silent = TcpStream::connect(world.setup.url().replace("https://", "")).unwrap();
     silent.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
@@ -54,17 +60,20 @@ async fn a_connection_that_never_finishes_its_handshake_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_beyond_the_bound_are_closed_and_a_freed_place_is_given_again() {
+async fn attack_16_connections_beyond_the_bound_are_closed_and_a_freed_place_is_given_again() {
     let world = Recorded::configured(RECORDED, |config| config.limits.connections = 40).await;
-    let address = world.setup.url().replace("https://", "");
-    let mut silent: Vec<TcpStream> = Vec::new();
+    let mut open = Vec::new();
     // The set-up's own connections may still hold places for a moment.
     while issue(&world).await.is_ok() {
-        assert!(silent.len() < 1000, "every place is taken by a silent connection");
-        silent.extend((0..40).map(|_| TcpStream::connect(&address).unwrap()));
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(open.len() < 1000, "every place is taken by an open connection");
+        for _ in 0..10 {
+            let channel = channel_from(Ipv4Addr::new(127, 0, 0, 2), &world.setup);
+            // Those beyond the bound fail.
+            let _ = SystemServiceClient::new(channel.clone()).get_status(GetStatusRequest {}).await;
+            open.push(channel);
+        }
     }
-    silent.clear();
+    open.clear();
     for _ in 0..100 {
         if issue(&world).await == Ok(1) {
             return;
@@ -75,7 +84,21 @@ async fn connections_beyond_the_bound_are_closed_and_a_freed_place_is_given_agai
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_that_is_too_large_is_refused_by_its_size() {
+async fn silent_connections_give_their_places_to_new_ones() {
+    let world = Recorded::configured(RECORDED, |config| {
+        config.limits.connections = 40;
+        config.limits.handshake_secs = 600;
+    })
+    .await;
+    let address = world.setup.url().replace("https://", "");
+    let _silent: Vec<_> = (0..60).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    for _ in 0..20 {
+        assert_eq!(issue(&world).await, Ok(1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_16_a_volume_that_is_too_large_is_refused_by_its_size() {
     let world = Recorded::at(RECORDED).await;
     let status = world.issue_paths(&["payments/db"; 65]).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "a volume has 1 to 64 secrets"));

@@ -146,7 +146,7 @@ fn shown_entry(entry: &AuditEntry) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_never_sees_files_of_two_versions_together() {
+async fn attack_26_a_reader_never_sees_files_of_two_versions_together() {
     let world = World::start().await.with_payments().await;
     let pod = world.pod("payments", "api", "api-0");
     let write = async |n: u32| {
@@ -282,11 +282,11 @@ async fn the_role_may_be_left_out_when_one_role_binds_the_pod() {
     let issued = world.audit().await.into_iter().rfind(|entry| entry["operation"]["name"] == "secret.issue");
     assert_eq!(issued.unwrap()["operation"]["role"], ROLE);
 
-    insta::assert_snapshot!(publish(&world.pod("payments", "reports", "reports-0")).await.unwrap_err(), @"payments/reports-0: no app role was named, and not exactly one binds this pod: set `role` in the volume's attributes");
+    insta::assert_snapshot!(publish(&world.pod("payments", "reports", "reports-0")).await.unwrap_err(), @"payments/reports-0: no app role was named, and none binds system:serviceaccount:payments:reports of issuer dev");
     let spec: Value = serde_json::json!({
         "bind": [{"issuer": "dev", "namespaces": ["payments"], "serviceAccounts": ["api"]}],
         "grants": [],
     });
     world.server.apply("AppRole", "second", &spec).await.unwrap();
-    insta::assert_snapshot!(publish(&world.pod("payments", "api", "api-1")).await.unwrap_err(), @"payments/api-1: no app role was named, and not exactly one binds this pod: set `role` in the volume's attributes");
+    insta::assert_snapshot!(publish(&world.pod("payments", "api", "api-1")).await.unwrap_err(), @"payments/api-1: no app role was named, and several bind system:serviceaccount:payments:api of issuer dev: set `role` in the volume's attributes to one of payments-api, second");
 }

@@ -29,7 +29,7 @@ async fn without_a_role_the_only_one_that_binds_is_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_wrong_token_is_refused_for_its_own_reason() {
+async fn attack_03_each_wrong_token_is_refused_for_its_own_reason() {
     let world = Recorded::at(RECORDED).await;
     let later = Recorded::at(datetime!(2026-11-23 06:05:00 UTC)).await;
     let cases = [
@@ -98,7 +98,7 @@ async fn both_recorded_publish_requests_mount() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_in_the_context_is_not_read_unless_configured() {
+async fn attack_25_a_token_in_the_context_is_not_read_unless_configured() {
     let world = Recorded::at(RECORDED).await;
     let driver = world.driver("secrets").await;
     let (request, _) = world.publish_request("csi/node-publish-token-in-context.json", &driver);

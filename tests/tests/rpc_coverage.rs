@@ -4,23 +4,22 @@
 use std::collections::BTreeSet;
 
 use keyfold_proto::{DESCRIPTORS, keyfold::v1};
-use keyfold_tests::{Database, World, faults::until_state, server_setup};
+use keyfold_tests::{Database, World, faults::until_state, raw::call, server_setup};
 use prost::Message;
 use serde_json::{Value, json};
-use tonic::{
-    Code, Request, Status,
-    client::Grpc,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    codegen::{Bytes, http::uri::PathAndQuery},
-    transport::Channel,
-};
+use tonic::{Code, Status};
 
-use Gate::{Anyone, BootstrapToken, DriverAndPod, Operator};
+use Gate::{Anyone, BootstrapToken, DriverAndPod, Operator, OtherOperator, SecondPerson};
 
 /// Who may call an RPC.
 enum Gate {
     /// The holder of a live administrator's token.
     Operator,
+    /// Any operator but the holder of that token.
+    OtherOperator,
+    /// An operator whom an approval rule names, and never the initial administrator: tests/tests/approvals.rs has those
+    /// who may.
+    SecondPerson,
     /// A CSI driver that presents a pod's token.
     DriverAndPod,
     /// Who can read the server's bootstrap token, once.
@@ -39,7 +38,7 @@ struct Row {
     operations: &'static [&'static str],
 }
 
-const ROWS: [Row; 18] = [
+const ROWS: [Row; 24] = [
     Row {
         rpc: "WorkloadService/IssueSecrets",
         gate: DriverAndPod,
@@ -145,6 +144,49 @@ const ROWS: [Row; 18] = [
         operations: &["audit.list"],
     },
     Row {
+        rpc: "ApprovalService/ListPlans",
+        gate: Operator,
+        request: |_| encode(v1::ListPlansRequest {}),
+        operations: &["approval.list"],
+    },
+    Row {
+        rpc: "ApprovalService/GetPlan",
+        gate: Operator,
+        request: |_| encode(v1::GetPlanRequest { id: PLAN.into() }),
+        operations: &["approval.get"],
+    },
+    Row {
+        rpc: "ApprovalService/SignPlan",
+        gate: SecondPerson,
+        request: |_| encode(v1::SignPlanRequest { id: PLAN.into(), signature: vec![0; 64] }),
+        operations: &["approval.sign"],
+    },
+    Row {
+        rpc: "PolicyService/Explain",
+        gate: Operator,
+        request: |_| {
+            encode(v1::ExplainRequest {
+                namespace: "payments".into(),
+                service_account: "api".into(),
+                path: "payments/db".into(),
+                ..Default::default()
+            })
+        },
+        operations: &["policy.explain"],
+    },
+    Row {
+        rpc: "SystemService/WhoAmI",
+        gate: Operator,
+        request: |_| encode(v1::WhoAmIRequest {}),
+        operations: &["system.whoami"],
+    },
+    Row {
+        rpc: "SystemService/RevokeInitialAdministrator",
+        gate: OtherOperator,
+        request: |_| encode(v1::RevokeInitialAdministratorRequest {}),
+        operations: &["system.revoke-initial-administrator"],
+    },
+    Row {
         rpc: "SystemService/Initialize",
         gate: BootstrapToken,
         request: |world| initialize_request(&world.server.setup().bootstrap_token_file()),
@@ -161,6 +203,9 @@ const ROWS: [Row; 18] = [
         operations: &["system.status"],
     },
 ];
+
+/// A plan that waits for a second person.
+const PLAN: &str = "00000000-0000-0000-0000-000000000001";
 
 fn encode(message: impl Message) -> Vec<u8> {
     message.encode_to_vec()
@@ -210,11 +255,15 @@ struct Case {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_rpc_refuses_and_writes_down() {
+async fn attack_15_every_rpc_refuses_and_writes_down() {
     let world = World::start().await.with_payments().await;
     world.put("payments/db", &[("password", "second")]).await;
     world.put("payments/db", &[("password", "third")]).await;
     world.server.apply("Keyspace", "empty", &json!({})).await.unwrap();
+    world.database.sql(&format!(
+        "INSERT INTO plans (id, operation, plan, requested_by, requested_at, expires_at)
+         VALUES ('{PLAN}', 'secret.destroy', '{{}}', 'people/alice', now(), now() + interval '1 hour')"
+    ));
     for row in &ROWS {
         for case in cases(&world, row) {
             let size = world.database.check_audit_log();
@@ -254,6 +303,8 @@ fn cases(world: &World, row: &Row) -> Vec<Case> {
     let attempts = Attempts { world, row, administrator, pod, driver: world.driver_token() };
     match row.gate {
         Operator => attempts.of_operators(),
+        OtherOperator => attempts.of_other_operators(),
+        SecondPerson => attempts.of_second_persons(),
         DriverAndPod => attempts.of_drivers(),
         BootstrapToken => attempts.of_bootstrap_tokens(),
         Anyone { .. } => attempts.of_anyone(),
@@ -264,11 +315,15 @@ impl Attempts<'_> {
     fn of_operators(&self) -> Vec<Case> {
         let refused =
             |what, bearer| self.case(what, bearer, Code::Unauthenticated, Some("operator-token"), "unknown");
+        let workload = |what, bearer: &str, reason, actor| {
+            self.case(what, Some(bearer), Code::PermissionDenied, Some(reason), actor)
+        };
+        let pod = "dev/system:serviceaccount:payments:api";
         vec![
             refused("without a token", None),
             refused("with a bad token", Some(BAD)),
-            refused("with a pod's token", Some(&self.pod)),
-            refused("with the driver's token", Some(&self.driver)),
+            workload("with a pod's token", &self.pod, "operator-not-bound", pod),
+            workload("with the driver's token", &self.driver, "driver-as-operator", "unknown"),
             self.case(
                 "as the administrator",
                 Some(&self.administrator),
@@ -277,6 +332,20 @@ impl Attempts<'_> {
                 "initial-administrator",
             ),
         ]
+    }
+
+    fn of_second_persons(&self) -> Vec<Case> {
+        let mut cases = self.of_operators();
+        let last = cases.pop().expect("a case");
+        cases.push(Case { code: Code::FailedPrecondition, reason: Some("approval-unfit"), ..last });
+        cases
+    }
+
+    fn of_other_operators(&self) -> Vec<Case> {
+        let mut cases = self.of_operators();
+        let administrator = cases.last_mut().expect("a case");
+        (administrator.code, administrator.reason) = (Code::FailedPrecondition, Some("conflict"));
+        cases
     }
 
     fn of_drivers(&self) -> Vec<Case> {
@@ -358,7 +427,7 @@ async fn the_first_initialisation_is_the_first_entry() {
     let channel = keyfold_proto::channel::connect_lazy(&setup.url(), &ca).unwrap();
 
     until_state(&server, v1::State::Uninitialized, "keyfold init").await;
-    for row in ROWS.iter().filter(|row| matches!(row.gate, Operator | DriverAndPod)) {
+    for row in ROWS.iter().filter(|row| matches!(row.gate, Operator | SecondPerson | DriverAndPod)) {
         let status = call(&channel, row.rpc, None, Vec::new()).await.unwrap_err();
         let early = matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument);
         assert!(early, "{} before init: {status:?}", row.rpc);
@@ -380,56 +449,4 @@ async fn the_first_initialisation_is_the_first_entry() {
     );
     assert_eq!(database.check_audit_log(), 2);
     drop(server);
-}
-
-/// Calls an RPC by its name, with a message as bytes: no generated client stands between.
-async fn call(channel: &Channel, rpc: &str, bearer: Option<&str>, message: Vec<u8>) -> Result<Bytes, Status> {
-    let mut grpc = Grpc::new(channel.clone());
-    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-    let path: PathAndQuery = format!("/keyfold.v1.{rpc}").parse().expect("a path");
-    let mut request = Request::new(Bytes::from(message));
-    if let Some(token) = bearer {
-        let token = format!("Bearer {}", token.trim()).parse().expect("a token is ASCII");
-        request.metadata_mut().insert("authorization", token);
-    }
-    Ok(grpc.unary(request, path, Raw).await?.into_inner())
-}
-
-/// Messages as the bytes that they are.
-#[derive(Clone, Copy, Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        prost::bytes::BufMut::put(buffer, item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        let len = prost::bytes::Buf::remaining(buffer);
-        Ok(Some(prost::bytes::Buf::copy_to_bytes(buffer, len)))
-    }
 }

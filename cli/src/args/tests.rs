@@ -33,7 +33,7 @@ fn every_command_has_an_example_and_every_example_parses() {
         let lines: Vec<&str> = examples.lines().skip(1).collect();
         assert!(lines.iter().any(|line| line.trim().starts_with(&words)), "no example of `{words}` itself");
         for call in lines.iter().flat_map(|line| line.split('|')) {
-            let arguments = call.split('>').next().unwrap_or_default().split_whitespace();
+            let arguments = shlex::split(call.split('>').next().unwrap_or_default()).unwrap_or_default();
             Cli::try_parse_from(arguments).unwrap_or_else(|error| panic!("{call}: {error}"));
         }
     }
@@ -45,6 +45,12 @@ fn the_commands_are_these() {
     insta::assert_snapshot!(words.join("\n"), @r"
     keyfold init
     keyfold status
+    keyfold login
+    keyfold logout
+    keyfold whoami
+    keyfold explain
+    keyfold admin revoke
+    keyfold lint
     keyfold apply
     keyfold diff
     keyfold get
@@ -60,6 +66,11 @@ fn the_commands_are_these() {
     keyfold role list
     keyfold role show
     keyfold role delete
+    keyfold policy test
+    keyfold approval list
+    keyfold approval show
+    keyfold approval sign
+    keyfold approval keygen
     keyfold key list
     keyfold key rotate
     keyfold audit list
@@ -81,6 +92,9 @@ fn what_is_wrong_is_refused_before_any_call() {
         "keyfold key list --timeout 0s",
         "keyfold key list --timeout soon",
         "keyfold key list -o xml",
+        "keyfold login --token-stdin --token-command get-token",
+        "keyfold login --token kfa_planted",
+        "keyfold login --token-stdin --store disk",
         "keyfold apply",
         "keyfold get secret",
         "keyfold secret put payments/db",
@@ -106,6 +120,9 @@ fn what_is_wrong_is_refused_before_any_call() {
     error: invalid value '0s' for '--timeout <TIME>': must be longer than zero
     error: invalid value 'soon' for '--timeout <TIME>': must be a time such as 90s, 5m or 1h30m
     error: invalid value 'xml' for '--output <FORMAT>'
+    error: the argument '--token-stdin' cannot be used with '--token-command <COMMAND>'
+    error: unexpected argument '--token' found
+    error: invalid value 'disk' for '--store <PLACE>'
     error: the following required arguments were not provided:
     error: invalid value 'secret' for '<KIND>'
     error: the following required arguments were not provided:

@@ -93,7 +93,7 @@ pub async fn diff(global: &Global, args: &DiffArgs) -> Result<Exit, Failure> {
     let mut changes = send(global, &args.files, "cannot compare the files", true).await?;
     changes.retain(|change| change.change != "unchanged");
     output::print(global.output, &changes, |changes| draw(changes))?;
-    Ok(if changes.is_empty() { Exit::Done } else { Exit::Different })
+    Ok(if changes.is_empty() { Exit::Done } else { Exit::Found })
 }
 
 async fn send(global: &Global, files: &Files, what: &str, dry_run: bool) -> Result<Vec<View>, Failure> {

@@ -89,7 +89,7 @@ pub async fn run(global: &Global, Command::List(filter): Command) -> Result<Exit
             }
             output::text(&draw(rows))?;
         }
-        Format::Json => {
+        Format::Json | Format::Sarif => {
             while let Some(page) = pages.next(&client).await? {
                 let lines: Result<String, Failure> = page.iter().map(json_line).collect();
                 if !output::offer(lines?.as_bytes())? {

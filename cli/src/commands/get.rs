@@ -127,7 +127,7 @@ fn print(format: Format, objects: &[Object], draw: fn(&[Object]) -> String) -> R
             let documents: Result<Vec<Document>, Failure> = objects.iter().map(document).collect();
             output::write(to_yaml(&documents?)?.as_bytes())
         }
-        Format::Json => {
+        Format::Json | Format::Sarif => {
             let views: Result<Vec<View>, Failure> = objects.iter().map(view).collect();
             output::encoded(Format::Json, &views?)
         }

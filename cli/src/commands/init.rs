@@ -13,7 +13,8 @@ use zeroize::Zeroizing;
 
 use crate::{
     args::{Format, Global},
-    client::{Client, read_token},
+    client::Client,
+    credentials::read_token,
     exit::{Exit, Failure, io_reason},
     output,
 };
@@ -49,7 +50,7 @@ struct View<'a> {
 /// When the token file exists already, or the server refuses.
 pub async fn run(global: &Global, args: &Args) -> Result<Exit, Failure> {
     let bootstrap = read_token(&args.bootstrap_token_file)?;
-    let client = Client::anyone(&Global { token_file: None, ..global.clone() })?;
+    let client = Client::nobody(global)?;
     // The token is given out once, so the place for it is made before it exists.
     let file = args.admin_token_out.as_deref().map(TokenFile::create).transpose()?;
     // `read_token` lets visible ASCII through only.
@@ -95,7 +96,7 @@ fn onto_stdout(format: Format, answer: &InitializeResponse) -> Result<Exit, Fail
         Format::Table => {
             output::write(&Zeroizing::new([answer.admin_token.as_bytes(), b"\n"].concat()))?;
         }
-        Format::Json | Format::Yaml => {
+        Format::Json | Format::Yaml | Format::Sarif => {
             let view = View {
                 installation_id: &answer.installation_id,
                 admin_token: Some(&answer.admin_token),

@@ -52,7 +52,7 @@ struct UpArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print a token like those that Kubernetes projects into pods
+    /// Print a token like those that Kubernetes projects into pods, or an operator's (--operator)
     Token(TokenArgs),
     /// Publish a volume as kubelet does, again with a fresh token if it is there already; print its path
     Mount(MountArgs),
@@ -69,6 +69,12 @@ struct TokenArgs {
     dir: DirArg,
     #[command(flatten)]
     pod: PodArgs,
+    /// A person instead of a pod, whose token the environment's OpenID provider gives: the claim `sub`
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["namespace", "service_account", "pod", "node"])]
+    operator: Option<String>,
+    /// The person's groups: the claim `groups`
+    #[arg(long, value_name = "G", value_delimiter = ',', requires = "operator")]
+    groups: Vec<String>,
     /// Who shall accept the token
     #[arg(long, default_value = tokens::AUDIENCE, value_name = "A")]
     audience: String,

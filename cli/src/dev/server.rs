@@ -121,13 +121,15 @@ impl Setup {
     }
 
     fn client(&self, token_file: Option<PathBuf>) -> Result<Client, Failure> {
-        Client::anyone(&Global {
+        let global = Global {
             server: Some(self.url()),
             ca_file: Some(self.ca_file()),
             token_file,
+            approval: None,
             output: Format::Table,
             timeout: PATIENCE,
-        })
+        };
+        if global.token_file.is_some() { Client::operator(&global) } else { Client::nobody(&global) }
     }
 }
 

@@ -27,6 +27,8 @@ use crate::exit::{Exit, Failure};
 const DATABASE: &str = "keyfold";
 /// The name of the environment's issuer object.
 pub const ISSUER: &str = "dev";
+/// The name of the issuer object for people.
+pub const PEOPLE: &str = "people";
 /// Longest path of a Unix socket (`sun_path` of unix(7), less its final zero).
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -45,6 +47,8 @@ pub struct DevFile {
     pub registration_socket: PathBuf,
     /// The issuer's URL, as tokens carry it.
     pub issuer: String,
+    /// The URL of the OpenID provider for people.
+    pub people: String,
     /// The database's URL, without the password.
     pub database_url: String,
     /// The folder below which the driver's mounts are seen: `/`, or `/proc/PID/root` when it has a namespace of its
@@ -92,6 +96,8 @@ pub struct Stack {
     pub server: Server,
     /// The issuer.
     pub issuer: Issuer,
+    /// The OpenID provider for people, with the issuer's key.
+    pub people: Issuer,
     /// The database.
     pub postgres: Postgres,
     /// Mints the issuer's tokens.
@@ -118,16 +124,29 @@ impl Stack {
         let (postgres, key) = start_postgres_and_load_key(&dir).await?;
         let authority = Authority::new("Keyfold development issuer", SystemClock.now())?;
         let issuer = Issuer::start(&authority, vec![key.jwk()]).await?;
+        let people = Issuer::start(&authority, vec![key.jwk()]).await?;
         let minter = Arc::new(Minter { issuer: issuer.url().to_owned(), key });
 
         let server = start_server(&dir, &programs.server, &postgres).await?;
         server.apply("Issuer", ISSUER, &issuer_spec(&issuer, &authority)).await?;
+        server.apply("Issuer", PEOPLE, &people_spec(&people, &authority)).await?;
         let (driver, token_refresh) =
             start_driver(&dir, &programs.driver, mounts, server.setup(), &minter).await?;
 
-        let dev_file = describe(&dir, &server, &driver, &issuer, &postgres);
+        let dev_file = describe(&dir, &server, &driver, [&issuer, &people], &postgres);
         dev_file.write(&dir)?;
-        Ok(Self { driver, server, issuer, postgres, minter, token_refresh, dir, dev_file, _lock: lock })
+        Ok(Self {
+            driver,
+            server,
+            issuer,
+            people,
+            postgres,
+            minter,
+            token_refresh,
+            dir,
+            dev_file,
+            _lock: lock,
+        })
     }
 
     /// The environment's folder, as an absolute path.
@@ -155,6 +174,7 @@ impl Stack {
         self.driver.stop().await;
         self.server.stop();
         self.issuer.stop();
+        self.people.stop();
         self.postgres.stop();
     }
 }
@@ -281,7 +301,22 @@ fn issuer_spec(issuer: &Issuer, authority: &Authority) -> Value {
     })
 }
 
-fn describe(dir: &Path, server: &Server, driver: &Driver, issuer: &Issuer, postgres: &Postgres) -> DevFile {
+fn people_spec(people: &Issuer, authority: &Authority) -> Value {
+    json!({
+        "type": "oidc",
+        "url": people.url(),
+        "audiences": [AUDIENCE],
+        "keys": {"discovery": {"caBundle": authority.certificate_pem()}},
+    })
+}
+
+fn describe(
+    dir: &Path,
+    server: &Server,
+    driver: &Driver,
+    [issuer, people]: [&Issuer; 2],
+    postgres: &Postgres,
+) -> DevFile {
     let kubelet_dir = kubelet_dir(dir);
     DevFile {
         server: server.setup().url(),
@@ -290,6 +325,7 @@ fn describe(dir: &Path, server: &Server, driver: &Driver, issuer: &Issuer, postg
         csi_socket: csi_socket(&kubelet_dir),
         registration_socket: registration_socket(&kubelet_dir),
         issuer: issuer.url().to_owned(),
+        people: people.url().to_owned(),
         database_url: postgres.access().database_url(DATABASE),
         mount_root: driver.mount_root(),
     }

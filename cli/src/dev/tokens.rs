@@ -141,6 +141,19 @@ pub struct TokenRequest {
     pub ttl: Duration,
 }
 
+/// Which person a token is for, as an OpenID provider is asked for it.
+#[derive(Clone, Debug)]
+pub struct PersonRequest {
+    /// The claim `sub`.
+    pub subject: String,
+    /// The claim `groups`.
+    pub groups: Vec<String>,
+    /// Who shall accept the token.
+    pub audience: String,
+    /// How long the token holds.
+    pub ttl: Duration,
+}
+
 /// A signed token.
 pub struct Token {
     /// The JWT.
@@ -164,17 +177,38 @@ impl Minter {
     /// # Errors
     /// When the time is out of range, or the system gives no randomness.
     pub fn mint(&self, request: &TokenRequest, now: OffsetDateTime) -> Result<Token, Failure> {
+        self.sign(request.ttl, now, |iat, exp, jti| Claims::new(&self.issuer, request, iat, exp, jti))
+    }
+
+    /// A person's token that holds from `now` for the requested time.
+    ///
+    /// # Errors
+    /// When the time is out of range, or the system gives no randomness.
+    pub fn mint_person(&self, request: &PersonRequest, now: OffsetDateTime) -> Result<Token, Failure> {
+        let PersonRequest { subject, groups, audience, ttl } = request;
+        self.sign(*ttl, now, |iat, exp, jti| {
+            json!({
+                "aud": audience, "exp": exp, "groups": groups, "iat": iat, "iss": self.issuer, "jti": jti,
+                "sub": subject,
+            })
+        })
+    }
+
+    /// A token of the claims for `iat`, `exp` and `jti`.
+    fn sign<C: Serialize>(
+        &self,
+        ttl: Duration,
+        now: OffsetDateTime,
+        claims: impl FnOnce(i64, i64, String) -> C,
+    ) -> Result<Token, Failure> {
         let too_long = || Failure::usage("cannot mint a token", "its lifetime is too long");
         let iat = now.unix_timestamp();
-        let exp = i64::try_from(request.ttl.as_secs())
-            .ok()
-            .and_then(|ttl| iat.checked_add(ttl))
-            .ok_or_else(too_long)?;
+        let exp =
+            i64::try_from(ttl.as_secs()).ok().and_then(|ttl| iat.checked_add(ttl)).ok_or_else(too_long)?;
         let expires_at = OffsetDateTime::from_unix_timestamp(exp).map_err(|_| too_long())?;
         let jti = SystemEntropy.uuid().map_err(unusable)?.to_string();
         let header = Header { alg: "RS256", kid: self.key.kid() };
-        let claims = Claims::new(&self.issuer, request, iat, exp, jti);
-        Ok(Token { jwt: self.key.sign(&header, &claims)?, expires_at })
+        Ok(Token { jwt: self.key.sign(&header, &claims(iat, exp, jti))?, expires_at })
     }
 }
 

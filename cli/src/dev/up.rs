@@ -134,6 +134,7 @@ fn guide(stack: &Stack) -> String {
         \x20 export KEYFOLD_SERVER={} KEYFOLD_CA_FILE={ca} KEYFOLD_TOKEN_FILE={token}\n\
         \x20 keyfold status\n\
         \x20 keyfold dev token --dir {dir} --namespace payments --service-account api\n\
+        \x20 keyfold dev token --dir {dir} --operator alice --groups platform\n\
         \x20 keyfold dev mount --dir {dir} --role ROLE --secrets FILE my-volume\n",
         namespace_note(stack),
         file.server,

@@ -12,7 +12,7 @@ use super::{
     files::read_text,
     kubelet::{Kubelet, Pod, Volume, publish_request, volume_id},
     stack::{DevFile, issuer_key_file, kubelet_dir},
-    tokens::{Minter, SigningKey, Token, TokenRequest},
+    tokens::{Minter, PersonRequest, SigningKey, Token, TokenRequest},
 };
 use crate::{
     exit::{Exit, Failure},
@@ -25,9 +25,15 @@ use crate::{
 /// When no environment is up in the folder.
 pub fn token(args: &TokenArgs) -> Result<Exit, Failure> {
     let minter = minter(&args.dir.path)?;
-    let request =
-        TokenRequest { audience: args.audience.clone(), ttl: args.ttl, ..args.pod.pod(None).token_request() };
-    let token = minter.mint(&request, SystemClock.now())?;
+    let (audience, ttl, now) = (args.audience.clone(), args.ttl, SystemClock.now());
+    let token = match &args.operator {
+        None => minter.mint(&TokenRequest { audience, ttl, ..args.pod.pod(None).token_request() }, now)?,
+        Some(name) => {
+            let person = PersonRequest { subject: name.clone(), groups: args.groups.clone(), audience, ttl };
+            let provider = Minter { issuer: DevFile::load(&args.dir.path)?.people, ..minter };
+            provider.mint_person(&person, now)?
+        }
+    };
     output::write(token.jwt.as_bytes())?;
     output::write(b"\n")?;
     Ok(Exit::Done)

@@ -67,7 +67,7 @@ fn a_document_with_something_wrong_is_refused_by_place_and_field() {
     cannot use standard input, document 1: missing field `metadata`.
     cannot use standard input, document 1: missing field `apiVersion`.
     cannot use standard input, document 1: apiVersion: unknown variant `v1`, expected `keyfold.dev/v1`.
-    cannot use standard input, document 1: kind: unknown variant `Secret`, expected one of `Keyspace`, `Issuer`, `AppRole`.
+    cannot use standard input, document 1: kind: unknown variant `Secret`, expected one of `Keyspace`, `Issuer`, `AppRole`, `OperatorRole`, `ApprovalRule`.
     cannot use standard input, document 1: data: unknown field `data`, expected one of `apiVersion`, `kind`, `metadata`, `spec`.
     cannot use standard input, document 1: metadata.labels: unknown field `labels`, expected `name`.
     cannot use standard input, document 1: metadata.name: invalid type: integer `7`, expected a string.
@@ -107,7 +107,7 @@ fn text_that_is_not_utf_8_is_refused() {
 }
 
 #[test]
-fn aliases_that_multiply_are_refused() {
+fn attack_16_aliases_that_multiply_are_refused() {
     let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..9 {
         let aliases = vec![format!("*a{}", level - 1); 10].join(", ");

@@ -53,7 +53,7 @@ fn each_status_code_has_its_exit_code() {
 fn every_exit_code_is_in_the_help() {
     let all = [
         Exit::Done,
-        Exit::Different,
+        Exit::Found,
         Exit::Usage,
         Exit::NotFound,
         Exit::Refused,

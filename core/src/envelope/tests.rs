@@ -61,7 +61,7 @@ fn hkdf_never_gives_more_than_its_longest_output() {
 }
 
 #[test]
-fn a_bad_tag_leaves_no_plaintext_in_the_buffer() {
+fn attack_19_a_bad_tag_leaves_no_plaintext_in_the_buffer() {
     let key = Key::from_bytes(&[7; 32]);
     let mut buffer = b"correct horse battery staple".to_vec();
     let mut tag = encrypt(&key, &[1; NONCE_BYTES], b"place", &mut buffer).unwrap();

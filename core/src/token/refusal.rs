@@ -56,9 +56,9 @@ pub enum TokenRefusal {
         /// The header's `kid`.
         key_id: String,
     },
-    /// The named key is of another type, meant for another algorithm, or too short.
+    /// The named key is of another type, meant for another algorithm, too short, or of a weak generator.
     #[error(
-        "the issuer's key {:?} may not verify this token: it is too short or meant for another algorithm",
+        "the issuer's key {:?} may not verify this token: it is too weak or meant for another algorithm",
         shortened(.key_id)
     )]
     KeyUnfit {
@@ -82,13 +82,22 @@ pub enum TokenRefusal {
         /// The issuer object's audiences.
         expected: String,
     },
+    /// An OpenID provider's token is also meant for audiences that the issuer object does not list.
+    #[error(
+        "it is also meant for audience {}: ask for a token for Keyfold alone, or list that audience in the issuer object",
+        shortened(.others)
+    )]
+    AudienceShared {
+        /// Those of the claim `aud` that are not listed.
+        others: String,
+    },
     /// A claim that is required is missing.
     #[error("it lacks the claim `{claim}`")]
     ClaimMissing {
         /// The claim.
         claim: &'static str,
     },
-    /// A claim has the wrong type, or is empty.
+    /// A claim has the wrong type, is empty, too long, or not printable.
     #[error("its claim `{claim}` is malformed")]
     ClaimMalformed {
         /// The claim.
@@ -117,6 +126,9 @@ pub enum TokenRefusal {
         /// The issuer object's.
         max_secs: u64,
     },
+    /// The token of an OpenID provider in the place of a pod's or a driver's.
+    #[error("its issuer is an OpenID provider, not a Kubernetes cluster")]
+    NotOfACluster,
     /// No pod in `kubernetes.io`: a token that outlives its pod, or was never meant for one.
     #[error("it is not bound to a pod: use a projected token, or TokenRequest with a bound object")]
     NotBoundToPod,
@@ -144,6 +156,7 @@ impl TokenRefusal {
             Self::SignatureInvalid => "token-signature",
             Self::IssuerUnknown { .. } => "token-issuer",
             Self::AudienceOther { .. } => "token-audience",
+            Self::AudienceShared { .. } => "token-audience-shared",
             Self::ClaimMissing { .. } => "token-claim-missing",
             Self::ClaimMalformed { .. } => "token-claim-malformed",
             Self::TimeMalformed { .. } => "token-time-malformed",
@@ -151,6 +164,7 @@ impl TokenRefusal {
             Self::NotYetValid(_) => "token-not-yet-valid",
             Self::IssuedInFuture(_) => "token-issued-in-future",
             Self::LifetimeTooLong { .. } => "token-lifetime",
+            Self::NotOfACluster => "token-not-of-a-cluster",
             Self::NotBoundToPod => "token-not-bound-to-a-pod",
             Self::SubjectMismatch => "token-subject",
         }

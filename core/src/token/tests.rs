@@ -8,8 +8,10 @@ use super::*;
 use crate::{
     identity::{NamedUid, WorkloadIdentity},
     name::ObjectName,
-    object::{Discovery, IssuerKind, KeySource},
+    object::{Discovery, IssuerKind, KeySource, Verify},
 };
+
+mod operators;
 
 const NOW: OffsetDateTime = datetime!(2026-11-23 05:45 UTC);
 const ISSUER_URL: &str = "https://kubernetes.default.svc.cluster.local";
@@ -34,6 +36,8 @@ fn issuer() -> IssuerSpec {
         algorithms: BTreeSet::from([Algorithm::RS256]),
         keys: KeySource::Discovery(Discovery::default()),
         drivers: Vec::new(),
+        api_server: None,
+        verify: Verify::Local,
         max_token_lifetime: Duration::from_secs(24 * 3600),
         leeway: Duration::from_secs(10),
     }
@@ -78,7 +82,7 @@ fn read(token: &str, spec: &IssuerSpec, now: OffsetDateTime) -> Result<WorkloadI
     let issuer = ObjectName::try_from("prod").expect("a name");
     let parsed = UnverifiedToken::parse(token)?;
     parsed.algorithm_allowed_by(spec)?;
-    check_claims(&parsed, &issuer, spec, now)
+    check_claims(&parsed, &issuer, spec, now)?.workload()
 }
 
 fn refusal_of(header: Value, claims: Value) -> TokenRefusal {
@@ -122,7 +126,7 @@ fn what_a_token_may_leave_out_or_add_is_accepted() {
 }
 
 #[test]
-fn each_wrong_header_has_its_own_refusal() {
+fn attack_03_each_wrong_header_has_its_own_refusal() {
     let cases = [
         ("/alg", json!("none"), "token-algorithm"),
         ("/alg", json!("HS256"), "token-algorithm"),
@@ -150,40 +154,85 @@ fn each_wrong_header_has_its_own_refusal() {
     }
 }
 
+/// Each of these values in the place of a good token's gives this refusal.
+fn assert_refused<'a>(cases: impl IntoIterator<Item = (&'a str, Value, &'a str)>) {
+    for (at, value, code) in cases {
+        let changed = with(claims(), at, value);
+        assert_eq!(refusal_of(header(), changed.clone()).code(), code, "{changed}");
+    }
+}
+
+#[test]
+fn attack_01_a_time_that_is_text_a_float_huge_or_missing_is_refused() {
+    let now = NOW.unix_timestamp();
+    for at in ["/exp", "/nbf", "/iat"] {
+        let malformed = [
+            json!((now + 60).to_string()),
+            json!("now"),
+            json!(""),
+            json!(now as f64 + 60.5),
+            json!(now as f64 + 60.0),
+            json!(u64::MAX),
+            json!(i64::MAX),
+            json!(1e300),
+            json!(-1),
+            json!(true),
+            json!([now + 60]),
+            json!({"secs": now + 60}),
+        ];
+        assert_refused(malformed.map(|value| (at, value, "token-time-malformed")));
+    }
+    // JSON's null, which `with` cannot write.
+    let null = claims().to_string().replace(&format!("\"exp\":{}", now + 3540), "\"exp\":null");
+    let token = token_of(&header().to_string(), &null);
+    assert_eq!(read(&token, &issuer(), NOW).expect_err("no end").code(), "token-time-malformed");
+    assert_refused([
+        ("/exp", Value::Null, "token-claim-missing"),
+        ("/iat", Value::Null, "token-claim-missing"),
+        ("/exp", json!(now - 10), "token-expired"),
+        ("/exp", json!(0), "token-expired"),
+        ("/exp", json!(now + 24 * 3600), "token-lifetime"),
+        // The last second of the year 9999, the end of what is read as a date.
+        ("/exp", json!(253_402_300_799_i64), "token-lifetime"),
+        ("/exp", json!(253_402_300_800_i64), "token-time-malformed"),
+        ("/nbf", json!(now + 11), "token-not-yet-valid"),
+        ("/nbf", json!(253_402_300_799_i64), "token-not-yet-valid"),
+        ("/iat", json!(now + 11), "token-issued-in-future"),
+        ("/iat", json!(0), "token-lifetime"),
+    ]);
+}
+
+#[test]
+fn attack_02_an_audience_that_is_wrong_empty_malformed_or_missing_is_refused() {
+    assert_refused([
+        ("/aud", json!(["other"]), "token-audience"),
+        ("/aud", json!("other"), "token-audience"),
+        ("/aud", json!("Keyfold"), "token-audience"),
+        ("/aud", json!("keyfold "), "token-audience"),
+        ("/aud", json!("keyfold,other"), "token-audience"),
+        ("/aud", json!(["keyfol", "d"]), "token-audience"),
+        ("/aud", json!([]), "token-claim-malformed"),
+        ("/aud", json!(""), "token-claim-malformed"),
+        ("/aud", json!(["keyfold", ""]), "token-claim-malformed"),
+        ("/aud", json!(["keyfold", 7]), "token-claim-malformed"),
+        ("/aud", json!([["keyfold"]]), "token-claim-malformed"),
+        ("/aud", json!({"keyfold": true}), "token-claim-malformed"),
+        ("/aud", json!(true), "token-claim-malformed"),
+        ("/aud", Value::Null, "token-claim-missing"),
+    ]);
+}
+
 #[test]
 fn each_wrong_claim_has_its_own_refusal() {
-    let now = NOW.unix_timestamp();
-    let cases = [
+    assert_refused([
         ("/iss", json!("https://kubernetes.default.svc.cluster.local/"), "token-issuer"),
         ("/iss", Value::Null, "token-claim-missing"),
         ("/iss", json!([ISSUER_URL]), "token-claim-malformed"),
-        ("/aud", json!(["other"]), "token-audience"),
-        ("/aud", json!("Keyfold"), "token-audience"),
-        ("/aud", json!([]), "token-claim-malformed"),
-        ("/aud", json!(""), "token-claim-malformed"),
-        ("/aud", json!(["keyfold", 7]), "token-claim-malformed"),
-        ("/aud", json!({"keyfold": true}), "token-claim-malformed"),
-        ("/aud", Value::Null, "token-claim-missing"),
-        ("/exp", Value::Null, "token-claim-missing"),
-        ("/exp", json!((now + 60).to_string()), "token-time-malformed"),
-        ("/exp", json!(now as f64 + 60.5), "token-time-malformed"),
-        ("/exp", json!(now as f64 + 60.0), "token-time-malformed"),
-        ("/exp", json!(u64::MAX), "token-time-malformed"),
-        ("/exp", json!(i64::MAX), "token-time-malformed"),
-        ("/exp", json!(1e300), "token-time-malformed"),
-        ("/exp", json!(-1), "token-time-malformed"),
-        ("/exp", json!(true), "token-time-malformed"),
-        ("/exp", json!(now - 10), "token-expired"),
-        ("/exp", json!(now + 24 * 3600), "token-lifetime"),
-        ("/nbf", json!((now - 60).to_string()), "token-time-malformed"),
-        ("/nbf", json!(now as f64 - 60.0), "token-time-malformed"),
-        ("/nbf", json!(now + 11), "token-not-yet-valid"),
-        ("/iat", Value::Null, "token-claim-missing"),
-        ("/iat", json!("now"), "token-time-malformed"),
-        ("/iat", json!(now + 11), "token-issued-in-future"),
         ("/sub", Value::Null, "token-claim-missing"),
+        ("/sub", json!(""), "token-claim-malformed"),
         ("/sub", json!("system:serviceaccount:payments:reports"), "token-subject"),
         ("/sub", json!("system:serviceaccount:shop:api"), "token-subject"),
+        ("/sub", json!("system:serviceaccount:payments:api\n"), "token-claim-malformed"),
         ("/jti", json!(7), "token-claim-malformed"),
         ("/kubernetes.io", Value::Null, "token-claim-missing"),
         ("/kubernetes.io", json!("payments"), "token-claim-malformed"),
@@ -197,15 +246,11 @@ fn each_wrong_claim_has_its_own_refusal() {
         ("/kubernetes.io/pod", json!({"name": "api-1", "uid": ""}), "token-claim-malformed"),
         ("/kubernetes.io/node", json!({"name": "vm"}), "token-claim-missing"),
         ("/kubernetes.io/node", json!("vm"), "token-claim-malformed"),
-    ];
-    for (at, value, code) in cases {
-        let changed = with(claims(), at, value);
-        assert_eq!(refusal_of(header(), changed.clone()).code(), code, "{changed}");
-    }
+    ]);
 }
 
 #[test]
-fn each_malformed_token_has_its_own_refusal() {
+fn attack_03_each_malformed_token_has_its_own_refusal() {
     let (header, claims) = (header().to_string(), claims().to_string());
     let good = token_of(&header, &claims);
     let parts = good.split('.').collect::<Vec<_>>();
@@ -286,7 +331,7 @@ fn recorded_tokens_are_read_as_the_api_server_wrote_them() {
 
 proptest! {
     #[test]
-    fn any_text_is_refused_or_read_without_a_panic(token in "\\PC{0,200}") {
+    fn attack_03_any_text_is_refused_or_read_without_a_panic(token in "\\PC{0,200}") {
         let _ = UnverifiedToken::parse(&token);
     }
 

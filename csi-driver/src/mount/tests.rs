@@ -1,13 +1,12 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
 
-use keyfold_core::secret::SecretBytes;
+use keyfold_core::{secret::SecretBytes, volume::FilePath};
 use rustix::mount::MountFlags;
 use time::{Duration, OffsetDateTime, macros::datetime};
 
 use super::*;
 use crate::{
     atomic_writer::{self, WriteError, Written},
-    file_path::FilePath,
     file_set::{File, FileSet},
 };
 
@@ -67,7 +66,7 @@ fn options(place: &Place) -> String {
 }
 
 #[test]
-fn a_tmpfs_is_filled_before_anyone_can_see_it_and_has_its_options() {
+fn attack_26_a_tmpfs_is_filled_before_anyone_can_see_it_and_has_its_options() {
     let place = Place::new();
     let tmpfs = tmpfs(SIZE_BYTES, ACCESS);
     atomic_writer::write(tmpfs.root(), &files(10), ACCESS, NOW).unwrap();
@@ -102,7 +101,7 @@ fn a_tmpfs_that_is_not_attached_leaves_nothing() {
 }
 
 #[test]
-fn a_full_tmpfs_keeps_serving_the_files_that_it_has() {
+fn attack_26_a_full_tmpfs_keeps_serving_the_files_that_it_has() {
     let place = Place::new();
     let first = tmpfs(SIZE_BYTES, ACCESS);
     atomic_writer::write(first.root(), &files(100_000), ACCESS, NOW).unwrap();
@@ -175,7 +174,7 @@ fn a_folder_with_files_of_others_is_left_alone() {
 }
 
 #[test]
-fn a_link_out_of_kubelets_folder_is_refused_and_one_to_it_is_not() {
+fn attack_24_a_link_out_of_kubelets_folder_is_refused_and_one_to_it_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let (real, outside) = (folder.path().join("real"), folder.path().join("outside"));
     fs::create_dir_all(real.join("pods/uid")).unwrap();
@@ -219,8 +218,8 @@ fn mountinfo_is_read_with_escapes_odd_lines_and_mounts_on_top_of_each_other() {
 #[test]
 fn mounting_works_in_a_user_namespace_too() {
     let inner = [
-        "mount::tests::a_tmpfs_is_filled_before_anyone_can_see_it_and_has_its_options",
-        "mount::tests::a_full_tmpfs_keeps_serving_the_files_that_it_has",
+        "mount::tests::attack_26_a_tmpfs_is_filled_before_anyone_can_see_it_and_has_its_options",
+        "mount::tests::attack_26_a_full_tmpfs_keeps_serving_the_files_that_it_has",
         "publish::tests::a_first_publish_brings_the_files_and_an_unpublish_leaves_nothing",
     ];
     let output = Command::new("unshare")

@@ -38,6 +38,18 @@ fn files_beyond_a_limit_are_told_from_files_that_cannot_be() {
     assert_eq!(code(&VolumeError::Render(RenderError::Items(vec![]))), Code::FailedPrecondition);
 }
 
+/// Kubelet takes other codes for final, and some releases then unmount a running pod's volume.
+#[test]
+fn the_end_of_a_lease_is_told_by_a_code_that_leaves_the_mount() {
+    let reason = Box::new(BrokerError::Refused(Status::permission_denied("lease over")).into());
+    let ended = VolumeError::LeaseEnded { reason, ended_at: "2026-11-23T07:12:30Z".into() };
+    assert_eq!(code(&ended), Code::Unavailable);
+    assert_eq!(
+        ended.to_string(),
+        "lease over; the lease ended at 2026-11-23T07:12:30Z, so its files were removed"
+    );
+}
+
 #[test]
 fn a_status_steers_no_terminal_and_has_a_bounded_message() {
     let shown = status(Code::Internal, "a\u{1b}[2J\u{9b}\u{202e}b \"quoted\" ä");

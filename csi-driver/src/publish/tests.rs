@@ -19,6 +19,7 @@ use keyfold_proto::{
         workload_service_server::{WorkloadService, WorkloadServiceServer},
     },
 };
+use time::macros::datetime;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
@@ -37,12 +38,18 @@ type Seen = (String, String, String, Vec<SecretReference>);
 #[derive(Clone, Default)]
 struct Broker {
     answers: Arc<Mutex<VecDeque<Answer>>>,
+    lease_expires_at: Arc<Mutex<Option<OffsetDateTime>>>,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Broker {
     fn answer(&self, answers: impl IntoIterator<Item = Answer>) {
         *self.answers.lock().unwrap() = answers.into_iter().collect();
+    }
+
+    /// From now on every issue is on a lease until then, or on none.
+    fn lease(&self, until: Option<OffsetDateTime>) {
+        *self.lease_expires_at.lock().unwrap() = until;
     }
 
     fn issue(&self, path: &str, fields: &[(&str, &str)]) {
@@ -63,7 +70,11 @@ impl WorkloadService for Broker {
         let mut answers = self.answers.lock().unwrap();
         let answer = if answers.len() > 1 { answers.pop_front() } else { answers.front().cloned() };
         let secrets = answer.expect("the test set an answer")?;
-        Ok(Response::new(IssueSecretsResponse { role: "payments-api".into(), secrets }))
+        let role = "payments-api".into();
+        let until = *self.lease_expires_at.lock().unwrap();
+        let lease_expires_at =
+            until.map(|until| prost_types::Timestamp { seconds: until.unix_timestamp(), nanos: 0 });
+        Ok(Response::new(IssueSecretsResponse { role, secrets, lease_expires_at }))
     }
 }
 
@@ -146,6 +157,32 @@ impl Node {
         fs::read_to_string(self.target().join(path)).unwrap()
     }
 
+    /// When the volume's lease ends.
+    fn lease(&self) -> Option<OffsetDateTime> {
+        lease::expiry(fs::File::open(self.target()).unwrap()).unwrap()
+    }
+
+    /// As if the volume's lease had ended then.
+    fn end_lease_at(&self, then: OffsetDateTime) {
+        fs::File::open(self.target().join(lease::FILE)).unwrap().set_modified(then.into()).unwrap();
+    }
+
+    /// Everything below the mount that is no folder, hidden generations too.
+    fn all_files(&self) -> Vec<String> {
+        fn collect(folder: &Path, found: &mut Vec<String>) {
+            for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+                match entry.file_type().unwrap().is_dir() {
+                    true => collect(&entry.path(), found),
+                    false => found.push(entry.file_name().into_string().unwrap()),
+                }
+            }
+        }
+        let mut found = Vec::new();
+        collect(&self.target(), &mut found);
+        found.sort();
+        found
+    }
+
     fn mounts(&self) -> usize {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let target = self.target().canonicalize().unwrap_or_else(|_| self.target());
@@ -221,7 +258,7 @@ async fn a_refused_first_publish_leaves_nothing_and_says_why() {
 }
 
 #[tokio::test]
-async fn a_field_that_could_leave_the_mount_fails_the_publish_with_nothing_written() {
+async fn attack_24_a_field_that_could_leave_the_mount_fails_the_publish_with_nothing_written() {
     let node = Node::new().await;
     let long = "n".repeat(300);
     for name in ["../../etc/passwd", "..data", "", long.as_str()] {
@@ -254,6 +291,115 @@ async fn a_failed_refresh_succeeds_and_keeps_the_files() {
     assert_eq!(node.read("db/password"), "one");
 }
 
+/// Long over, by any clock.
+const ENDED: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
+/// Far away, by any clock.
+const AHEAD: OffsetDateTime = datetime!(2100-01-01 00:00 UTC);
+
+#[tokio::test]
+async fn a_failed_refresh_keeps_the_files_while_the_lease_lasts_and_removes_them_afterwards() {
+    let mut node = Node::new().await;
+    node.broker.lease(Some(AHEAD));
+    node.broker.issue("payments/db", &[("username", "app"), ("password", "one")]);
+    node.publish().await.unwrap();
+    assert_eq!(node.lease(), Some(AHEAD));
+    let refusals = [
+        Status::permission_denied("no more"),
+        Status::internal("broken"),
+        Status::unauthenticated("expired"),
+    ];
+    for refusal in &refusals {
+        node.broker.answer([Err(refusal.clone())]);
+        node.publish().await.unwrap();
+        assert_eq!(node.read("db/password"), "one");
+    }
+
+    node.end_lease_at(ENDED);
+    node.restart();
+    for refusal in &refusals {
+        node.broker.answer([Err(refusal.clone())]);
+        let error = node.publish().await.unwrap_err();
+        let ended = "; the lease ended at 2026-01-01T00:00:00Z, so its files were removed";
+        assert_eq!(error, format!("payments/api-1: {}{ended}", refusal.message()));
+        assert_eq!((node.all_files(), node.mounts()), (vec!["..data".to_owned(), lease::FILE.to_owned()], 1));
+    }
+
+    node.broker.issue("payments/db", &[("password", "two")]);
+    node.publish().await.unwrap();
+    assert_eq!((node.read("db/password").as_str(), node.mounts(), node.lease()), ("two", 1, Some(AHEAD)));
+    node.broker.answer([Err(Status::permission_denied("no more"))]);
+    node.publish().await.unwrap();
+    assert_eq!(node.read("db/password"), "two", "the renewed lease lasts");
+}
+
+#[tokio::test]
+async fn a_pod_without_a_token_loses_its_files_with_its_lease() {
+    let node = Node::new().await;
+    node.broker.lease(Some(AHEAD));
+    node.broker.issue("payments/db", &[("password", "one")]);
+    node.publish().await.unwrap();
+    node.end_lease_at(ENDED);
+    let mut no_token = node.request("- path: payments/db");
+    no_token.secrets.clear();
+    let error = node.publisher.publish(no_token).await.unwrap_err().to_string();
+    assert!(error.ends_with("so its files were removed"), "{error}");
+    assert!(!node.target().join("db").exists());
+}
+
+/// Whoever renews decides, and the node's clock may be wrong.
+#[tokio::test]
+async fn a_lease_that_can_be_renewed_costs_no_files_however_old_it_is() {
+    let node = Node::new().await;
+    node.broker.lease(Some(ENDED));
+    node.broker.issue("payments/db", &[("password", "one")]);
+    for _ in 0..2 {
+        node.publish().await.unwrap();
+        assert_eq!((node.read("db/password").as_str(), node.lease()), ("one", Some(ENDED)));
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_counts_although_the_new_files_cannot_be_written() {
+    let node = Node::new().await;
+    node.broker.lease(Some(AHEAD));
+    node.broker.issue("payments/db", &[("password", "one")]);
+    node.publish().await.unwrap();
+    node.end_lease_at(ENDED);
+    node.broker.issue("payments/db", &[("password", &"x".repeat(300_000))]);
+    node.publish().await.unwrap();
+    assert_eq!((node.read("db/password").as_str(), node.lease()), ("one", Some(AHEAD)));
+}
+
+#[tokio::test]
+async fn a_role_that_has_no_limits_any_more_takes_the_lease_off() {
+    let node = Node::new().await;
+    node.broker.lease(Some(ENDED));
+    node.broker.issue("payments/db", &[("password", "one")]);
+    node.publish().await.unwrap();
+    node.broker.lease(None);
+    node.publish().await.unwrap();
+    assert_eq!(node.lease(), None);
+    node.broker.answer([Err(Status::permission_denied("no more"))]);
+    node.publish().await.unwrap();
+    assert_eq!(node.read("db/password"), "one");
+}
+
+#[tokio::test]
+async fn a_full_volume_has_room_for_its_lease() {
+    let node = Node::new().await;
+    let full = "x".repeat(262_144);
+    node.broker.issue("payments/db", &[("password", &full)]);
+    node.publish().await.unwrap();
+    assert!(fs::write(node.target().join("probe"), "x").is_err(), "the volume is full");
+    node.broker.lease(Some(AHEAD));
+    node.publish().await.unwrap();
+    assert_eq!((node.read("db/password").len(), node.lease()), (full.len(), Some(AHEAD)));
+    node.end_lease_at(ENDED);
+    node.broker.answer([Err(Status::permission_denied("no more"))]);
+    node.publish().await.unwrap_err();
+    assert!(!node.target().join("db").exists());
+}
+
 #[tokio::test]
 async fn files_that_do_not_fit_fail_a_first_publish_with_the_limit() {
     let node = Node::new().await;
@@ -264,7 +410,7 @@ async fn files_that_do_not_fit_fail_a_first_publish_with_the_limit() {
 }
 
 #[tokio::test]
-async fn one_secret_in_many_items_is_refused_by_its_size_or_number_of_files() {
+async fn attack_16_one_secret_in_many_items_is_refused_by_its_size_or_number_of_files() {
     let node = Node::new().await;
     let items = |format: &str| -> String {
         (0..64).map(|n| format!("- {{path: a/b, file: f{n}, format: {format}}}\n")).collect()

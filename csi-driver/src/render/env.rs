@@ -3,11 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use keyfold_core::secret::SecretBytes;
+use keyfold_core::{foreign_text::quoted, secret::SecretBytes};
 use keyfold_proto::keyfold::v1::Field;
 
 use super::{sorted, text};
-use crate::foreign_text::quoted;
 
 /// What has a meaning between double quotes (POSIX shell, section 2.2.3; systemd's `SHELL_NEED_ESCAPE`).
 const SPECIAL: [char; 4] = ['"', '\\', '`', '$'];

@@ -2,12 +2,11 @@
 
 use std::io;
 
-use keyfold_core::secret::SecretBytes;
+use keyfold_core::{foreign_text::quoted, secret::SecretBytes};
 use keyfold_proto::keyfold::v1::Field;
 use serde::{Serializer, ser::SerializeMap};
 
 use super::{sorted, text};
-use crate::foreign_text::quoted;
 
 /// The JSON text, or every field that it cannot hold.
 pub(super) fn render(fields: &[Field]) -> Result<SecretBytes, Vec<String>> {

@@ -1,10 +1,9 @@
 //! `format: raw`: one file a field, with exactly the field's bytes.
 
-use keyfold_core::secret::SecretBytes;
+use keyfold_core::{foreign_text::quoted, secret::SecretBytes, volume::FilePath};
 use keyfold_proto::keyfold::v1::Field;
 
 use super::Rendered;
-use crate::{file_path::FilePath, foreign_text::quoted};
 
 /// Files `<folder>/<field>`, or every field whose name cannot be a file's.
 pub(super) fn render(folder: &FilePath, fields: &[Field]) -> Result<Vec<Rendered>, Vec<String>> {

@@ -61,7 +61,7 @@ fn an_optional_item_that_was_not_issued_is_left_out() {
 }
 
 #[test]
-fn a_field_that_could_leave_the_mount_is_refused_by_name() {
+fn attack_24_a_field_that_could_leave_the_mount_is_refused_by_name() {
     let long = "n".repeat(300);
     for name in ["../../etc/passwd", "..data", "", ".", "/etc/passwd", "a/b", "a\0b", long.as_str()] {
         let error = refusal("- path: a/b", &[issued("a/b", &[(name, b"planted-value")])]);
@@ -157,7 +157,7 @@ fn volume_of_one_secret(format: &str) -> Volume {
 }
 
 #[test]
-fn one_secret_in_many_items_stops_at_the_size_of_the_volume() {
+fn attack_16_one_secret_in_many_items_stops_at_the_size_of_the_volume() {
     // Six bytes of JSON for each of these.
     let secret = [issued("a/b", &[("k", &[1; 512 * 1024])])];
     for format in ["raw", "env", "json"] {
@@ -171,7 +171,7 @@ fn one_secret_in_many_items_stops_at_the_size_of_the_volume() {
 }
 
 #[test]
-fn a_volume_has_at_most_1024_files() {
+fn attack_16_a_volume_has_at_most_1024_files() {
     let names: Vec<String> = (0..17).map(|n| format!("k{n}")).collect();
     let fields: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"1"[..])).collect();
     let volume = volume_of_one_secret("raw");
@@ -222,7 +222,7 @@ proptest! {
     }
 
     #[test]
-    fn rendering_never_panics_and_never_leaves_the_folder(name in "\\PC{0,20}|[./\\x00]{0,8}", value in proptest::collection::vec(any::<u8>(), 0..32)) {
+    fn attack_24_rendering_never_panics_and_never_leaves_the_folder(name in "\\PC{0,20}|[./\\x00]{0,8}", value in proptest::collection::vec(any::<u8>(), 0..32)) {
         for format in ["raw", "env", "json"] {
             let volume = volume_of(&format!("- {{path: a/b, format: {format}, file: f}}"));
             if let Ok(files) = render(&volume, &[issued("a/b", &[(&name, &value)])], BYTES_MAX) {

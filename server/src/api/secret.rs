@@ -64,9 +64,7 @@ impl SecretService for Api {
             let message = request.into_inner();
             let prefix = bounded("prefix", &message.prefix)?;
             let limit = if message.page_size == 0 { PAGE_MAX } else { message.page_size };
-            let page = self.broker.list_secrets(&call, prefix, &message.page_token, limit).await?;
-            let full = page.len() == limit as usize;
-            let next = page.last().filter(|_| full).map(|last| last.path.clone());
+            let (page, next) = self.broker.list_secrets(&call, prefix, &message.page_token, limit).await?;
             let summary = |row: store::secrets::SecretSummary| SecretSummary {
                 path: row.path,
                 current_version: row.current_version.map(version).unwrap_or_default(),

@@ -1,6 +1,7 @@
 //! The one mapping from errors to gRPC status.
 
 use keyfold_core::{
+    condition::ConditionFailure,
     name::cut,
     refusal::{MESSAGE_BYTES_MAX, Refusal},
 };
@@ -39,29 +40,39 @@ fn code(error: &Error) -> Code {
         Error::Invalid(_) => Code::InvalidArgument,
         Error::NotFound(_) => Code::NotFound,
         Error::Conflict(_) | Error::NotInitialized => Code::FailedPrecondition,
-        Error::Sealed(_) | Error::IssuerUnavailable(_) => Code::Unavailable,
+        Error::Sealed(_) | Error::IssuerUnavailable(_) | Error::ApiServerUnavailable(_) => Code::Unavailable,
         Error::Database(cause) => database_code(error, cause),
         Error::Corrupt(_) => Code::DataLoss,
         Error::Entropy => Code::Internal,
         Error::Busy => Code::Aborted,
-        Error::Overloaded => Code::ResourceExhausted,
+        Error::Overloaded | Error::CallerOverloaded { .. } => Code::ResourceExhausted,
         Error::TooSlow => Code::DeadlineExceeded,
     }
 }
 
 fn refusal_code(refusal: &Refusal) -> Code {
     match refusal {
-        Refusal::Token { .. } | Refusal::OperatorToken => Code::Unauthenticated,
-        Refusal::AlreadyInitialized => Code::FailedPrecondition,
+        Refusal::Token { .. } | Refusal::Review { .. } | Refusal::OperatorToken => Code::Unauthenticated,
+        Refusal::AlreadyInitialized | Refusal::ApprovalNeeded { .. } | Refusal::ApprovalUnfit(_) => {
+            Code::FailedPrecondition
+        }
         Refusal::Items { refused, .. } if refused.is_empty() => Code::NotFound,
+        // Nothing was decided: to be tried again.
+        Refusal::Condition { failure: ConditionFailure::Busy, .. } => Code::Unavailable,
         Refusal::BootstrapToken
         | Refusal::NotADriver { .. }
         | Refusal::DriverAsPod { .. }
+        | Refusal::DriverAsOperator { .. }
         | Refusal::IssuerMismatch
         | Refusal::NodeUnknown(..)
         | Refusal::NodeMismatch
-        | Refusal::RoleMissing
+        | Refusal::RoleMissing { .. }
         | Refusal::RoleNotBound { .. }
+        | Refusal::Condition { .. }
+        | Refusal::LeaseEnded { .. }
+        | Refusal::OperatorNotBound { .. }
+        | Refusal::OperatorForbidden { .. }
+        | Refusal::PathNotGranted { .. }
         | Refusal::Items { .. } => Code::PermissionDenied,
     }
 }

@@ -1,13 +1,20 @@
 //! `SystemService`.
 
+use std::collections::BTreeSet;
+
+use keyfold_core::{object::Capability, rights::Rights};
 use keyfold_proto::keyfold::v1::{
-    GetStatusRequest, GetStatusResponse, InitializeRequest, InitializeResponse, State, StatusDetails,
-    system_service_server::SystemService,
+    GetStatusRequest, GetStatusResponse, InitializeRequest, InitializeResponse,
+    RevokeInitialAdministratorRequest, RevokeInitialAdministratorResponse, SecretGrant, State, StatusDetails,
+    WhoAmIRequest, WhoAmIResponse, system_service_server::SystemService,
 };
 use tonic::{Request, Response, Status};
 
-use super::Api;
-use crate::{broker, seal};
+use super::{Api, timestamp};
+use crate::{
+    authn::{OperatorCaller, OperatorKind},
+    broker, seal,
+};
 
 #[tonic::async_trait]
 impl SystemService for Api {
@@ -42,6 +49,45 @@ impl SystemService for Api {
             Ok(GetStatusResponse { state: state.into(), message, details: status.details.map(details) })
         })
         .await
+    }
+
+    async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
+        self.answer("WhoAmI", async {
+            let (caller, rights) = self.broker.whoami(&self.call(&request)?).await?;
+            Ok(whoami(&caller, &rights))
+        })
+        .await
+    }
+
+    async fn revoke_initial_administrator(
+        &self,
+        request: Request<RevokeInitialAdministratorRequest>,
+    ) -> Result<Response<RevokeInitialAdministratorResponse>, Status> {
+        self.answer("RevokeInitialAdministrator", async {
+            let revoked = self.broker.revoke_initial_administrator(&self.call(&request)?).await?;
+            Ok(RevokeInitialAdministratorResponse { revoked })
+        })
+        .await
+    }
+}
+
+fn whoami(caller: &OperatorCaller, rights: &Rights) -> WhoAmIResponse {
+    let identity = match caller.kind() {
+        OperatorKind::InitialAdministrator => None,
+        OperatorKind::Identity(identity) => Some(identity),
+    };
+    let grant = |(path, capabilities): (String, BTreeSet<Capability>)| SecretGrant {
+        path,
+        capabilities: capabilities.iter().map(|capability| capability.as_str().to_owned()).collect(),
+    };
+    WhoAmIResponse {
+        name: caller.name().to_owned(),
+        issuer: identity.map(|identity| identity.issuer.to_string()),
+        subject: identity.map(|identity| identity.subject.clone()),
+        roles: rights.roles().iter().map(ToString::to_string).collect(),
+        permissions: rights.permissions().map(|permission| permission.to_string()).collect(),
+        grants: rights.grants().into_iter().map(grant).collect(),
+        expires_at: identity.map(|identity| timestamp(identity.expires_at)),
     }
 }
 

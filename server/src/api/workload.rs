@@ -9,7 +9,7 @@ use keyfold_proto::keyfold::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, bounded, fields_out};
+use super::{Api, bounded, fields_out, timestamp};
 use crate::{
     broker::{IssueRequest, WantedItem},
     error::Error,
@@ -46,6 +46,7 @@ impl WorkloadService for Api {
             Ok(IssueSecretsResponse {
                 role: issued.role,
                 secrets: issued.secrets.into_iter().map(secret).collect(),
+                lease_expires_at: issued.lease_expires_at.map(timestamp),
             })
         })
         .await

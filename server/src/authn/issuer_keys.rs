@@ -1,19 +1,35 @@
-//! The keys of one issuer object: fetched when first needed, again for an unknown `kid`, and kept when the issuer
+//! The keys of one issuer object: read in the background, on demand for an unknown `kid`, and kept when the issuer
 //! cannot be reached.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    path::PathBuf,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use keyfold_core::{clock::Clock, object::KeySource};
 use time::OffsetDateTime;
-use tokio::{
-    io::AsyncReadExt as _,
-    sync::{Mutex, watch},
-};
+use tokio::{io::AsyncReadExt as _, sync::Mutex};
 
 use super::{
     IssuerRecord, KeysError, discovery,
-    jwks::{DOCUMENT_MAX_BYTES, KeySet},
+    jwks::{DOCUMENT_MAX_BYTES, KeySet, PublicKey},
 };
+
+/// How often an issuer may be asked because of what callers send.
+const DISCOVERY_ATTEMPT_INTERVAL: Duration = Duration::from_secs(10);
+/// How long discovered keys serve before they are read again.
+const DISCOVERY_REFRESH_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// By how much that is shortened, by the issuer's name: many issuers are not asked at one moment.
+const DISCOVERY_JITTER_MAX_SECS: u64 = 60;
+/// A local file costs nothing, so a key removed from it counts soon.
+const FILE_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest time between two attempts while a file cannot be read.
+const FILE_BACKOFF_MAX: Duration = Duration::from_secs(10);
 
 /// How keys are obtained, the same for all issuers.
 pub(super) struct KeyReader {
@@ -26,69 +42,121 @@ pub(super) struct KeyReader {
 pub(super) struct IssuerKeys {
     pub(super) record: IssuerRecord,
     reader: Arc<KeyReader>,
-    current: watch::Sender<Option<Loaded>>,
-    /// When the keys were last asked for. Held while asking, so that one request serves all who wait.
-    attempted_at: Mutex<Option<OffsetDateTime>>,
+    current: RwLock<Option<Arc<KeySet>>>,
+    /// Held while asking, so that one request serves all who wait.
+    attempts: Mutex<Attempts>,
+    /// When the issuer was last among those that are configured, in seconds since 1970.
+    named_at: AtomicI64,
 }
 
-#[derive(Clone)]
-struct Loaded {
-    keys: Arc<KeySet>,
-    at: OffsetDateTime,
+#[derive(Default)]
+struct Attempts {
+    last: Option<OffsetDateTime>,
+    /// Since the last that succeeded.
+    failures: u32,
+}
+
+/// Why an issuer is asked, which says how soon it may be asked again.
+#[derive(Clone, Copy)]
+enum Need {
+    /// A token names a key that is not at hand.
+    UnknownKey,
+    /// The keys are getting old.
+    Age,
 }
 
 impl IssuerKeys {
-    pub(super) fn new(record: IssuerRecord, reader: Arc<KeyReader>) -> Self {
-        Self { record, reader, current: watch::Sender::new(None), attempted_at: Mutex::new(None) }
+    /// Begins with keys that were read from the same place, if there are any: a changed issuer object is no reason to
+    /// refuse tokens while its issuer is away.
+    pub(super) fn new(record: IssuerRecord, reader: Arc<KeyReader>, before: Option<&Self>) -> Self {
+        let same_place = |other: &&Self| {
+            other.record.spec.url == record.spec.url && other.record.spec.keys == record.spec.keys
+        };
+        let current = before.filter(same_place).and_then(Self::current);
+        Self {
+            record,
+            reader,
+            current: RwLock::new(current),
+            attempts: Mutex::default(),
+            named_at: AtomicI64::default(),
+        }
     }
 
-    /// The keys, if any were ever read. Those that lack `key_id` only after a new attempt, which is made at most once
-    /// in [`Self::attempt_interval`] whatever callers send.
+    /// Keys that have `key_id`, or lack it as the issuer said when it was last asked. None while it cannot be asked. It
+    /// is asked for an unknown key at most once in ten seconds (a file: one) whatever callers send.
     pub(super) async fn having(self: &Arc<Self>, key_id: &str) -> Option<Arc<KeySet>> {
-        match self.loaded() {
-            Some(loaded) if loaded.keys.contains(key_id) => {
-                if self.elapsed_since(loaded.at) >= self.refresh_interval() {
-                    self.refresh_before_or_beside_the_request().await;
-                }
-            }
-            _ => self.refreshed().await,
+        let current = self.current();
+        if current.as_ref().is_some_and(|keys| keys.contains(key_id)) {
+            return current;
         }
-        self.loaded().map(|loaded| loaded.keys)
+        // In a task of its own, so that a caller who goes away does not end what others wait for.
+        let answers = tokio::spawn(Arc::clone(self).ask(Need::UnknownKey)).await.unwrap_or_else(|error| {
+            tracing::error!(issuer = %self.record.name, %error, "reading an issuer's keys stopped short");
+            false
+        });
+        self.current().filter(|keys| answers || keys.contains(key_id))
     }
 
-    /// A local file costs nothing, so a key removed from it counts at once. An issuer may be slow or away: its keys
-    /// are renewed beside the request, which goes on with those at hand.
-    async fn refresh_before_or_beside_the_request(self: &Arc<Self>) {
-        match self.record.spec.keys {
-            KeySource::File(_) => self.refreshed().await,
-            KeySource::Discovery(_) if self.attempted_at.try_lock().is_err() => {}
-            KeySource::Discovery(_) => drop(tokio::spawn(Arc::clone(self).refresh())),
-        }
+    /// Whether this very key is still among the issuer's.
+    pub(super) fn publishes(&self, key: &PublicKey) -> bool {
+        self.current().is_some_and(|keys| keys.holds(key))
     }
 
-    /// In a task of its own, so that a caller who goes away does not end what others wait for.
-    async fn refreshed(self: &Arc<Self>) {
-        let issuer = &self.record.name;
-        if let Err(error) = tokio::spawn(Arc::clone(self).refresh()).await {
-            tracing::error!(%issuer, %error, "reading an issuer's keys stopped short");
-        }
+    /// Whether the keys are old enough to be read again. Not while that is being done.
+    pub(super) fn are_due(&self) -> bool {
+        self.attempts.try_lock().is_ok_and(|attempts| self.may_ask(&attempts, Need::Age))
     }
 
-    async fn refresh(self: Arc<Self>) {
-        let mut attempted_at = self.attempted_at.lock().await;
-        if attempted_at.is_some_and(|at| self.elapsed_since(at) < self.attempt_interval()) {
-            return;
+    /// Reads the keys again if they are due.
+    pub(super) async fn refresh(self: Arc<Self>) {
+        self.ask(Need::Age).await;
+    }
+
+    /// Notes that the issuer is configured now.
+    pub(super) fn named(&self) {
+        self.named_at.store(self.reader.clock.now().unix_timestamp(), Ordering::Relaxed);
+    }
+
+    /// How long ago it last was.
+    pub(super) fn unnamed_for(&self) -> Duration {
+        let at = OffsetDateTime::from_unix_timestamp(self.named_at.load(Ordering::Relaxed));
+        at.map_or(Duration::MAX, |at| self.elapsed_since(at))
+    }
+
+    /// Whether the issuer answers, asking it if that is due.
+    async fn ask(self: Arc<Self>, need: Need) -> bool {
+        let mut attempts = self.attempts.lock().await;
+        if !self.may_ask(&attempts, need) {
+            return attempts.failures == 0;
         }
-        let at = self.reader.clock.now();
-        *attempted_at = Some(at);
+        attempts.last = Some(self.reader.clock.now());
         let issuer = &self.record.name;
         match self.read().await {
-            Ok(keys) => drop(self.current.send_replace(Some(Loaded { keys: Arc::new(keys), at }))),
+            Ok(keys) => {
+                if attempts.failures > 0 {
+                    tracing::info!(%issuer, "an issuer's keys can be read again");
+                }
+                attempts.failures = 0;
+                self.replace(keys);
+            }
             Err(reason) => {
-                let keys_at_hand = self.loaded().is_some();
-                tracing::warn!(%issuer, %reason, keys_at_hand, "an issuer's keys could not be read");
+                attempts.failures = attempts.failures.saturating_add(1);
+                // An outage of days should not fill the log.
+                if attempts.failures.is_power_of_two() {
+                    let (keys_at_hand, failures) = (self.current().is_some(), attempts.failures);
+                    tracing::warn!(%issuer, %reason, keys_at_hand, failures, "an issuer's keys could not be read");
+                }
             }
         }
+        attempts.failures == 0
+    }
+
+    fn may_ask(&self, attempts: &Attempts, need: Need) -> bool {
+        let interval = match need {
+            Need::UnknownKey => self.attempt_interval(),
+            Need::Age => self.refresh_interval(attempts.failures),
+        };
+        attempts.last.is_none_or(|at| self.elapsed_since(at) >= interval)
     }
 
     async fn read(&self) -> Result<KeySet, KeysError> {
@@ -99,8 +167,17 @@ impl IssuerKeys {
         }
     }
 
-    fn loaded(&self) -> Option<Loaded> {
-        self.current.borrow().clone()
+    /// A set that reads as a JWKS counts, also an empty one: so does an issuer withdraw its keys. What does not read as
+    /// one never comes here.
+    fn replace(&self, keys: KeySet) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_none_or(|current| !current.has_bytes_of(&keys)) {
+            *current = Some(Arc::new(keys));
+        }
+    }
+
+    fn current(&self) -> Option<Arc<KeySet>> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A clock that went back counts as much time: one attempt too many harms nobody, none for hours would.
@@ -110,16 +187,29 @@ impl IssuerKeys {
 
     fn attempt_interval(&self) -> Duration {
         match self.record.spec.keys {
-            KeySource::Discovery(_) => Duration::from_secs(10),
-            KeySource::File(_) => Duration::from_secs(1),
+            KeySource::Discovery(_) => DISCOVERY_ATTEMPT_INTERVAL,
+            KeySource::File(_) => FILE_INTERVAL,
         }
     }
 
-    fn refresh_interval(&self) -> Duration {
-        match self.record.spec.keys {
-            KeySource::Discovery(_) => Duration::from_secs(5 * 60),
-            KeySource::File(_) => Duration::from_secs(1),
+    /// Between two attempts that no caller asked for: while they fail twice as long each time.
+    fn refresh_interval(&self, failures: u32) -> Duration {
+        let (regular, longest) = match self.record.spec.keys {
+            KeySource::Discovery(_) => {
+                (DISCOVERY_REFRESH_INTERVAL - self.jitter(), DISCOVERY_REFRESH_INTERVAL)
+            }
+            KeySource::File(_) => (FILE_INTERVAL, FILE_BACKOFF_MAX),
+        };
+        match failures.checked_sub(1) {
+            None => regular,
+            Some(doublings) => self.attempt_interval().saturating_mul(1 << doublings.min(16)).min(longest),
         }
+    }
+
+    fn jitter(&self) -> Duration {
+        let mut hasher = DefaultHasher::new();
+        self.record.name.hash(&mut hasher);
+        Duration::from_secs(hasher.finish() % DISCOVERY_JITTER_MAX_SECS)
     }
 }
 

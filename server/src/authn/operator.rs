@@ -1,4 +1,4 @@
-//! Operators: who holds a live administrator's token. The store keeps only hashes; a token has 256 random bits, so
+//! The initial administrator: who holds a live administrator's token. The store keeps only hashes; a token has 256 random bits, so
 //! a plain SHA-256 cannot be searched.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -11,9 +11,9 @@ use ring::digest;
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 use zeroize::Zeroizing;
 
-use super::OperatorCaller;
+use super::{OperatorCaller, OperatorKind};
 
-/// What a token begins with, so that scanners of repositories and logs can find a leaked one.
+/// What a token begins with, so that scanners of repositories and logs can find a leaked one. No JWT begins so.
 const TOKEN_PREFIX: &[u8] = b"kfa_";
 
 /// 32 bytes in base64url without padding.
@@ -28,18 +28,26 @@ pub struct AdminToken {
     pub token_hash: [u8; 32],
 }
 
+/// Whether this is an administrator's token, by its looks.
+pub(super) fn is_admin_token(presented: &str) -> bool {
+    presented.as_bytes().starts_with(TOKEN_PREFIX)
+}
+
 /// Who presented this token: the name of the live token that it is.
 ///
 /// # Errors
 /// `Refusal::OperatorToken`, the same for a missing, an unknown and a revoked token.
-pub fn operator(presented: Option<&str>, tokens: &[AdminToken]) -> Result<OperatorCaller, Refusal> {
+pub(super) fn administrator(
+    presented: Option<&str>,
+    tokens: &[AdminToken],
+) -> Result<OperatorCaller, Refusal> {
     let presented = hash(presented.ok_or(Refusal::OperatorToken)?.as_bytes());
     let mut found = u64::MAX;
     for (at, token) in (0_u64..).zip(tokens) {
         found.conditional_assign(&at, token.token_hash.ct_eq(&presented));
     }
     let token = usize::try_from(found).ok().and_then(|at| tokens.get(at)).ok_or(Refusal::OperatorToken)?;
-    Ok(OperatorCaller { name: token.name.clone() })
+    Ok(OperatorCaller { name: token.name.clone(), kind: OperatorKind::InitialAdministrator })
 }
 
 /// A new token, to be shown once, and the hash to keep.
@@ -82,22 +90,22 @@ mod tests {
     fn each_live_token_names_its_holder() {
         let (texts, tokens) = administrators();
         for (text, token) in texts.iter().zip(&tokens) {
-            let caller = operator(Some(text), &tokens).expect("a live token");
+            let caller = administrator(Some(text), &tokens).expect("a live token");
             assert_eq!(caller.name(), token.name);
         }
     }
 
     #[test]
-    fn missing_unknown_and_revoked_tokens_get_one_answer() {
+    fn attack_13_missing_unknown_and_revoked_tokens_get_one_answer() {
         let (texts, mut tokens) = administrators();
         let revoked = tokens.remove(1);
         // The last character stands for four bits, so it is never B.
         let changed = format!("{}B", &texts[0][..texts[0].len() - 1]);
         for presented in [None, Some(""), Some("kfa_"), Some(texts[1].as_str()), Some(changed.as_str())] {
-            assert_eq!(operator(presented, &tokens).err(), Some(Refusal::OperatorToken));
+            assert_eq!(administrator(presented, &tokens).err(), Some(Refusal::OperatorToken));
         }
-        assert_eq!(operator(Some(&texts[0]), &[]).err(), Some(Refusal::OperatorToken));
-        assert!(operator(Some(&texts[1]), &[revoked]).is_ok());
+        assert_eq!(administrator(Some(&texts[0]), &[]).err(), Some(Refusal::OperatorToken));
+        assert!(administrator(Some(&texts[1]), &[revoked]).is_ok());
     }
 
     #[test]

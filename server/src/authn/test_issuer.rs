@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     convert::Infallible,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -20,12 +20,13 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use keyfold_core::{
     clock::Clock,
-    object::{Algorithm, Discovery, IssuerKind, IssuerSpec, KeySource, ServiceAccountRef},
+    object::{Algorithm, Discovery, IssuerKind, IssuerSpec, KeySource, ServiceAccountRef, Verify},
 };
 use ring::{
     rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+    signature::{self, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RsaEncoding, RsaKeyPair},
 };
+use rsa::pkcs8::EncodePrivateKey as _;
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -43,6 +44,10 @@ impl TestClock {
     pub(super) fn advance(&self, by: Duration) {
         self.0.fetch_add(by.as_secs().cast_signed(), Ordering::SeqCst);
     }
+
+    pub(super) fn set(&self, moment: OffsetDateTime) {
+        self.0.store(moment.unix_timestamp(), Ordering::SeqCst);
+    }
 }
 
 impl Clock for TestClock {
@@ -51,34 +56,112 @@ impl Clock for TestClock {
     }
 }
 
-/// An issuer's private key for ES256.
+/// An issuer's private key.
 pub(super) struct TestKey {
     key_id: String,
-    pair: EcdsaKeyPair,
+    algorithm: Algorithm,
+    pair: Pair,
+}
+
+enum Pair {
+    Rsa(RsaKeyPair, &'static dyn RsaEncoding),
+    Ecdsa(EcdsaKeyPair),
+    Ed25519(Ed25519KeyPair),
 }
 
 impl TestKey {
+    /// A new key for ES256.
     pub(super) fn new(key_id: &str) -> Self {
+        Self::of(Algorithm::ES256, key_id)
+    }
+
+    /// A new key; for RSA the same one each time, since a new one takes seconds.
+    pub(super) fn of(algorithm: Algorithm, key_id: &str) -> Self {
         let random = SystemRandom::new();
-        let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
-        let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).expect("a key");
-        let pair = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).expect("a key");
-        Self { key_id: key_id.into(), pair }
+        let ecdsa = |curve| {
+            let pkcs8 = EcdsaKeyPair::generate_pkcs8(curve, &random).expect("a key");
+            Pair::Ecdsa(EcdsaKeyPair::from_pkcs8(curve, pkcs8.as_ref(), &random).expect("a key"))
+        };
+        let rsa = |encoding| Pair::Rsa(RsaKeyPair::from_pkcs8(rsa_pkcs8()).expect("a key"), encoding);
+        let pair = match algorithm {
+            Algorithm::RS256 => rsa(&signature::RSA_PKCS1_SHA256),
+            Algorithm::RS384 => rsa(&signature::RSA_PKCS1_SHA384),
+            Algorithm::RS512 => rsa(&signature::RSA_PKCS1_SHA512),
+            Algorithm::PS256 => rsa(&signature::RSA_PSS_SHA256),
+            Algorithm::PS384 => rsa(&signature::RSA_PSS_SHA384),
+            Algorithm::PS512 => rsa(&signature::RSA_PSS_SHA512),
+            Algorithm::ES256 => ecdsa(&signature::ECDSA_P256_SHA256_FIXED_SIGNING),
+            Algorithm::ES384 => ecdsa(&signature::ECDSA_P384_SHA384_FIXED_SIGNING),
+            Algorithm::EdDSA => {
+                let pkcs8 = Ed25519KeyPair::generate_pkcs8(&random).expect("a key");
+                Pair::Ed25519(Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).expect("a key"))
+            }
+        };
+        Self { key_id: key_id.into(), algorithm, pair }
     }
 
     pub(super) fn jwk(&self) -> Value {
-        let (x, y) = self.pair.public_key().as_ref()[1..].split_at(32);
-        let [x, y] = [x, y].map(|part| URL_SAFE_NO_PAD.encode(part));
-        json!({"kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": self.key_id, "x": x, "y": y})
+        let mut jwk = self.jwk_without_alg();
+        jwk["alg"] = json!(self.algorithm);
+        jwk
+    }
+
+    /// As some providers publish their keys: a key of a type, for all its algorithms.
+    pub(super) fn jwk_without_alg(&self) -> Value {
+        let mut jwk = match &self.pair {
+            Pair::Rsa(pair, _) => {
+                let parts: ring::rsa::PublicKeyComponents<Vec<u8>> = pair.public().into();
+                json!({"kty": "RSA", "n": URL_SAFE_NO_PAD.encode(&parts.n), "e": URL_SAFE_NO_PAD.encode(&parts.e)})
+            }
+            Pair::Ecdsa(pair) => {
+                let point = &pair.public_key().as_ref()[1..];
+                let [x, y] = [&point[..point.len() / 2], &point[point.len() / 2..]]
+                    .map(|part| URL_SAFE_NO_PAD.encode(part));
+                let curve = if point.len() == 64 { "P-256" } else { "P-384" };
+                json!({"kty": "EC", "crv": curve, "x": x, "y": y})
+            }
+            Pair::Ed25519(pair) => {
+                json!({"kty": "OKP", "crv": "Ed25519", "x": URL_SAFE_NO_PAD.encode(pair.public_key().as_ref())})
+            }
+        };
+        jwk["use"] = json!("sig");
+        jwk["kid"] = json!(self.key_id);
+        jwk
     }
 
     pub(super) fn sign(&self, claims: &Value) -> String {
-        let header = json!({"alg": "ES256", "kid": self.key_id});
-        let [header, claims] = [&header, claims].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
-        let input = format!("{header}.{claims}");
-        let signature = self.pair.sign(&SystemRandom::new(), input.as_bytes()).expect("a signature");
-        format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
+        self.sign_under(&json!({"alg": self.algorithm, "kid": self.key_id}), claims)
     }
+
+    /// Signs with a header that need not tell the truth.
+    pub(super) fn sign_under(&self, header: &Value, claims: &Value) -> String {
+        self.sign_text(&header.to_string(), &claims.to_string())
+    }
+
+    /// Signs what need not be JSON.
+    pub(super) fn sign_text(&self, header: &str, claims: &str) -> String {
+        let [header, claims] = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part));
+        let input = format!("{header}.{claims}");
+        let random = SystemRandom::new();
+        let signature = match &self.pair {
+            Pair::Rsa(pair, encoding) => {
+                let mut signature = vec![0; pair.public().modulus_len()];
+                pair.sign(*encoding, &random, input.as_bytes(), &mut signature).expect("a signature");
+                signature
+            }
+            Pair::Ecdsa(pair) => pair.sign(&random, input.as_bytes()).expect("a signature").as_ref().to_vec(),
+            Pair::Ed25519(pair) => pair.sign(input.as_bytes()).as_ref().to_vec(),
+        };
+        format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+}
+
+fn rsa_pkcs8() -> &'static [u8] {
+    static KEY: OnceLock<Vec<u8>> = OnceLock::new();
+    KEY.get_or_init(|| {
+        let key = rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).expect("a key");
+        key.to_pkcs8_der().expect("PKCS#8").as_bytes().to_vec()
+    })
 }
 
 pub(super) fn key_set(keys: &[&TestKey]) -> String {
@@ -100,6 +183,12 @@ pub(super) fn claims(url: &str, namespace: &str, service_account: &str, now: Off
     })
 }
 
+/// Claims as an OpenID provider writes them for a person, for an hour from `now`.
+pub(super) fn person(url: &str, subject: &str, now: OffsetDateTime) -> Value {
+    let now = now.unix_timestamp();
+    json!({"iss": url, "aud": "keyfold", "sub": subject, "iat": now, "exp": now + 3600, "groups": ["platform"]})
+}
+
 pub(super) fn issuer_spec(url: &str, keys: KeySource) -> IssuerSpec {
     IssuerSpec {
         kind: IssuerKind::Kubernetes,
@@ -111,6 +200,8 @@ pub(super) fn issuer_spec(url: &str, keys: KeySource) -> IssuerSpec {
             namespace: "keyfold-system".into(),
             service_account: "keyfold-csi".into(),
         }],
+        api_server: None,
+        verify: Verify::Local,
         // The recorded tokens live for ten years.
         max_token_lifetime: Duration::from_secs(4000 * 86_400),
         leeway: Duration::from_secs(10),

@@ -1,16 +1,19 @@
 //! What operators declare: applying, reading and deleting objects.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt::Display};
 
 use keyfold_core::{
     audit::{AppliedObject, Operation},
+    condition::Condition,
     name::ObjectName,
-    object::{Kind, Spec},
+    object::{AppRoleSpec, Kind, Permission, Spec},
+    plan::PlannedObject,
+    rights::Rights,
 };
 use sqlx::PgConnection;
 
 use crate::{
-    broker::{Broker, Call},
+    broker::{Broker, Call, authorise},
     error::Error,
     keys::keyring::Keyring,
     store::{
@@ -66,11 +69,22 @@ impl Broker {
             })
             .collect();
         let operation = Operation::ConfigApply { dry_run, objects: named };
-        self.operate(call, operation, |mut work| async move {
+        let objects = |rights: Rights| async move {
             let parsed = parse(wanted)?;
-            let mut changes = Vec::with_capacity(parsed.len());
-            for (kind, name, spec) in parsed {
-                let before = objects::lock(work.tx(), kind, name.as_str()).await?;
+            // Costly, so not for who only looks.
+            if rights.may(Permission::RolesWrite) {
+                compile_conditions(&parsed).await?;
+            }
+            Ok(parsed)
+        };
+        self.operate_on(call, operation, objects, |mut work| async move {
+            let declared = work.objects().to_vec();
+            let mut changes = Vec::with_capacity(declared.len());
+            for PlannedObject { kind, name, spec } in declared {
+                let before = match dry_run {
+                    true => objects::find(work.tx(), kind, name.as_str()).await?,
+                    false => objects::lock(work.tx(), kind, name.as_str()).await?,
+                };
                 let change = self.changed(before, kind, name, &spec)?;
                 if !dry_run {
                     self.write(work.tx(), keyring, &change).await?;
@@ -147,7 +161,7 @@ impl Broker {
         .await
     }
 
-    /// All objects of a kind, or of all kinds if it is empty.
+    /// All objects of a kind, or of all kinds that the operator may read if it is empty.
     ///
     /// # Errors
     /// `Invalid` for an unknown kind.
@@ -155,7 +169,8 @@ impl Broker {
         let operation = Operation::ConfigList { kind: kind.to_owned() };
         self.operate(call, operation, |mut work| async move {
             let kind = if kind.is_empty() { None } else { Some(Kind::parse(kind)?) };
-            let found = objects::list(work.tx(), kind).await?;
+            let mut found = objects::list(work.tx(), kind).await?;
+            found.retain(|object| work.rights().may(authorise::reading(object.kind)));
             work.allow(found).await
         })
         .await
@@ -190,7 +205,7 @@ fn no_such_object(kind: &str, name: &str) -> Error {
     Error::NotFound(format!("there is no {kind} {name}"))
 }
 
-fn parse(wanted: &[WantedObject]) -> Result<Vec<(Kind, ObjectName, Spec)>, Error> {
+fn parse(wanted: &[WantedObject]) -> Result<Vec<PlannedObject>, Error> {
     let mut seen = BTreeSet::new();
     let mut parsed = Vec::with_capacity(wanted.len());
     for object in wanted {
@@ -203,9 +218,26 @@ fn parse(wanted: &[WantedObject]) -> Result<Vec<(Kind, ObjectName, Spec)>, Error
         if !seen.insert((kind, name.clone())) {
             return Err(named(&"named twice"));
         }
-        parsed.push((kind, name, spec));
+        parsed.push(PlannedObject { kind, name, spec });
     }
     Ok(parsed)
+}
+
+/// A condition that does not compile is refused here, where somebody can mend it.
+async fn compile_conditions(parsed: &[PlannedObject]) -> Result<(), Error> {
+    for PlannedObject { kind, name, spec } in parsed {
+        let Spec::AppRole(AppRoleSpec { condition: Some(condition), .. }) = spec else { continue };
+        let rego = condition.rego.clone();
+        let compiled = tokio::task::spawn_blocking(move || Condition::compile(&rego).map(drop)).await;
+        let named = |why: &dyn Display| {
+            Error::Invalid(format!("{} {name}: spec.condition.rego: {why}", kind.as_str()))
+        };
+        match compiled.map_err(|_| named(&"the engine failed on it"))? {
+            Err(error) if error.is_passing() => return Err(Error::Overloaded),
+            done => done.map_err(|error| named(&error))?,
+        }
+    }
+    Ok(())
 }
 
 fn applied(change: &ObjectChange) -> AppliedObject {

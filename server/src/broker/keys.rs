@@ -101,6 +101,6 @@ impl Broker {
         let rewrapped = rewrap(&self.store, keyring, id, &*self.entropy).await?;
         let to_version = number(rewrapped.to_version)?;
         let operation = Operation::KeyRewrap { keyspace, to_version, deks: rewrapped.deks };
-        self.audited(Record { operation, ..record }, Ok(rewrapped)).await
+        self.audited(Record { operation, approval: None, ..record }, Ok(rewrapped)).await
     }
 }

@@ -3,7 +3,7 @@
 use keyfold_core::{
     audit::Operation,
     name::check_field_name,
-    object::Kind,
+    object::{Capability, Kind},
     path::{SecretPath, is_segment},
     payload::Fields,
 };
@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use crate::{
-    broker::{Broker, Call},
+    broker::{Broker, Call, work::OperatorWork},
     error::Error,
     keys::keyring::{VersionPlace, micros, number, stored},
     store::{
@@ -75,7 +75,7 @@ impl Broker {
                 secrets::next_version(work.tx(), self.entropy.uuid()?, keyspace.id, path.as_str(), at)
                     .await?;
             let version = number(secret.newest_version)?;
-            let created_by = work.operator();
+            let created_by = work.operator().name().to_owned();
             if expected.is_some_and(|expected| expected != version - 1) {
                 return Err(Error::Conflict(format!(
                     "the newest version of {path} is {}, not {}: read it and try again",
@@ -136,7 +136,8 @@ impl Broker {
         Ok(OpenVersion { version: number(found.version)?, created_at: found.created_at, fields })
     }
 
-    /// Lists up to `limit` secrets below `prefix` after the path `after`; an empty prefix lists all.
+    /// Lists up to `limit` secrets below `prefix` after the path `after`, of those that the operator may list; an empty
+    /// prefix lists all. Gives also the path to go on after, if there may be more.
     ///
     /// # Errors
     /// `Invalid` when the prefix is not whole segments, or the limit is beyond `PAGE_MAX`.
@@ -146,7 +147,7 @@ impl Broker {
         prefix: &str,
         after: &str,
         limit: u32,
-    ) -> Result<Vec<SecretSummary>, Error> {
+    ) -> Result<(Vec<SecretSummary>, Option<String>), Error> {
         let operation = Operation::SecretList { prefix: prefix.to_owned() };
         self.operate(call, operation, |mut work| async move {
             if !prefix.is_empty() && !prefix.split('/').all(is_segment) {
@@ -157,7 +158,7 @@ impl Broker {
             if limit > PAGE_MAX {
                 return Err(Error::Invalid(format!("page_size must be at most {PAGE_MAX}")));
             }
-            let page = secrets::page(work.tx(), prefix, after, i64::from(limit)).await?;
+            let page = listed(&mut work, prefix, after, limit).await?;
             work.allow(page).await
         })
         .await
@@ -244,6 +245,23 @@ impl VersionChange {
             Self::Destroy => Operation::SecretDestroy { path, versions },
         }
     }
+}
+
+/// Postgres finds what the operator may list, and here that is decided: no path of another secret is in the answer, nor is
+/// it where the next page begins.
+async fn listed(
+    work: &mut OperatorWork<'_>,
+    prefix: &str,
+    after: &str,
+    limit: u32,
+) -> Result<(Vec<SecretSummary>, Option<String>), Error> {
+    let listable = work.rights().regexes(Capability::List);
+    let mut page = secrets::page(work.tx(), prefix, after, &listable, i64::from(limit)).await?;
+    let may_list =
+        |path: &str| SecretPath::parse(path).is_ok_and(|path| work.rights().may_on(Capability::List, &path));
+    page.retain(|secret| may_list(&secret.path));
+    let next = page.last().filter(|_| page.len() == limit as usize).map(|last| last.path.clone());
+    Ok((page, next))
 }
 
 async fn lock(connection: &mut PgConnection, path: &SecretPath) -> Result<Secret, Error> {

@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use keyfold_core::{
     audit::{Actor, Operation, Outcome},
     refusal::Refusal,
+    rights::Rights,
     secret::SecretBytes,
 };
 use subtle::ConstantTimeEq as _;
@@ -12,7 +13,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::{
-    authn::{AdminToken, generate_admin_token},
+    authn::{AdminToken, OperatorCaller, OperatorKind, generate_admin_token},
     broker::{Broker, Call},
     error::Error,
     keys::keyring::Keyring,
@@ -91,7 +92,7 @@ impl Broker {
                 let (admin_token, token_hash) = generate_admin_token(&*self.entropy)?;
                 let admin = AdminToken { name: INITIAL_ADMINISTRATOR.to_owned(), token_hash };
                 admin_tokens::insert(&mut tx, self.entropy.uuid()?, &admin, at).await?;
-                let actor = Actor::Operator { name: INITIAL_ADMINISTRATOR.to_owned() };
+                let actor = Actor::administrator(INITIAL_ADMINISTRATOR);
                 let record = call.record(actor, Operation::SystemInitialize {});
                 self.append(&mut tx, &record, &Outcome::Allowed).await?;
                 tx.commit(Initialized { installation: id, admin_token }).await
@@ -135,6 +136,38 @@ impl Broker {
                 initial_administrator_active: admins.iter().any(|admin| admin.name == INITIAL_ADMINISTRATOR),
             };
             work.allow(details).await
+        })
+        .await
+    }
+
+    /// Who the operator is, and what they may do.
+    ///
+    /// # Errors
+    /// A refusal when no operator role binds them.
+    pub async fn whoami(&self, call: &Call) -> Result<(OperatorCaller, Rights), Error> {
+        self.operate(call, Operation::SystemWhoami {}, |work| async move {
+            let found = (work.operator().clone(), work.rights().clone());
+            work.allow(found).await
+        })
+        .await
+    }
+
+    /// Makes the initial administrator's token void for good. Says whether it was live.
+    ///
+    /// # Errors
+    /// `Conflict` when the initial administrator asks: another operator must be able to come in first.
+    pub async fn revoke_initial_administrator(&self, call: &Call) -> Result<bool, Error> {
+        let operation = Operation::SystemRevokeInitialAdministrator {};
+        self.operate(call, operation, |mut work| async move {
+            if matches!(work.operator().kind(), OperatorKind::InitialAdministrator) {
+                return Err(Error::Conflict(
+                    "the initial administrator cannot revoke itself: sign in as an operator whose role allows \
+                     operators:write and revoke it as such, so that it is certain that somebody still can"
+                        .into(),
+                ));
+            }
+            let revoked = admin_tokens::revoke(work.tx(), INITIAL_ADMINISTRATOR, self.now()).await?;
+            work.allow(revoked).await
         })
         .await
     }

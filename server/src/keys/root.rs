@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_a_key_is_refused_without_showing_it() {
+    fn attack_14_a_file_that_is_not_a_key_is_refused_without_showing_it() {
         for text in
             ["", "c2hvcnQ=", "not base64 at all, but long enough to be a key", &STANDARD.encode([0; 33])]
         {

@@ -25,12 +25,12 @@ pub struct Connection {
     stream: TlsStream<TcpStream>,
     /// What was read already, and is read once more.
     replay: &'static [u8],
-    place: Share,
+    place: Share<IpAddr>,
 }
 
 impl Connection {
     /// A connection from which `replay` was read already, and that gives `place` back when it is dropped.
-    pub fn new(stream: TlsStream<TcpStream>, replay: &'static [u8], place: Share) -> Self {
+    pub fn new(stream: TlsStream<TcpStream>, replay: &'static [u8], place: Share<IpAddr>) -> Self {
         Self { stream, replay, place }
     }
 }
@@ -39,7 +39,7 @@ impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer(self.place.peer())
+        Peer(*self.place.owner())
     }
 }
 

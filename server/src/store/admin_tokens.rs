@@ -45,3 +45,31 @@ pub async fn insert(
     .await?;
     Ok(())
 }
+
+/// Whether a token of this name is not revoked.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn is_live(connection: &mut PgConnection, name: &str) -> Result<bool, Error> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT 1 FROM admin_tokens WHERE name = $1 AND revoked_at IS NULL) AS "live!""#,
+        name
+    )
+    .fetch_one(connection)
+    .await?)
+}
+
+/// Makes the token of this name void. Says whether it was live.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn revoke(connection: &mut PgConnection, name: &str, at: OffsetDateTime) -> Result<bool, Error> {
+    let done = sqlx::query!(
+        "UPDATE admin_tokens SET revoked_at = $2 WHERE name = $1 AND revoked_at IS NULL",
+        name,
+        at
+    )
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}

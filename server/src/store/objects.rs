@@ -28,6 +28,11 @@ pub struct Object {
 }
 
 impl Object {
+    /// The object in this generation.
+    pub fn standing(&self) -> Standing {
+        Standing { id: self.id, generation: self.generation }
+    }
+
     /// The parsed spec.
     ///
     /// # Errors
@@ -81,7 +86,7 @@ pub async fn find(connection: &mut PgConnection, kind: Kind, name: &str) -> Resu
     .transpose()
 }
 
-/// One object, kept as it is by a row lock until the transaction ends.
+/// One object, kept as it is by a row lock until the transaction ends. Rows may be added that refer to it meanwhile.
 ///
 /// # Errors
 /// Those of Postgres.
@@ -89,7 +94,7 @@ pub async fn lock(connection: &mut PgConnection, kind: Kind, name: &str) -> Resu
     sqlx::query_as!(
         Row,
         "SELECT id, kind, name, spec, generation, updated_at FROM objects
-         WHERE kind = $1 AND name = $2 FOR UPDATE",
+         WHERE kind = $1 AND name = $2 FOR NO KEY UPDATE",
         kind.as_str(),
         name
     )
@@ -173,13 +178,21 @@ pub async fn delete(connection: &mut PgConnection, id: Uuid) -> Result<(), Error
     Ok(())
 }
 
-/// Whether all of `objects` are as they were read: neither changed, nor deleted, nor deleted and created again.
+/// An object in one of its generations: what a decision rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// The object's id, so that one that was deleted and created again is another.
+    pub id: Uuid,
+    /// Its generation.
+    pub generation: u64,
+}
+
+/// Whether all of `basis` are as they were read: neither changed, nor deleted, nor deleted and created again.
 ///
 /// # Errors
 /// Those of Postgres.
-pub async fn stand_unchanged(connection: &mut PgConnection, objects: &[Object]) -> Result<bool, Error> {
-    let (ids, generations): (Vec<_>, Vec<_>) =
-        objects.iter().map(|object| (object.id, object.generation as i64)).unzip();
+pub async fn stand_unchanged(connection: &mut PgConnection, basis: &[Standing]) -> Result<bool, Error> {
+    let (ids, generations) = unzipped(basis);
     let standing = sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM objects
            JOIN UNNEST($1::uuid[], $2::bigint[]) AS wanted (id, generation) USING (id, generation)"#,
@@ -188,5 +201,25 @@ pub async fn stand_unchanged(connection: &mut PgConnection, objects: &[Object]) 
     )
     .fetch_one(connection)
     .await?;
-    Ok(usize::try_from(standing) == Ok(objects.len()))
+    Ok(usize::try_from(standing) == Ok(basis.len()))
+}
+
+fn unzipped(basis: &[Standing]) -> (Vec<Uuid>, Vec<i64>) {
+    basis.iter().map(|standing| (standing.id, standing.generation.cast_signed())).unzip()
+}
+
+/// The same for a transaction that will raise it: others that would wait until it ends.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn lock_revision(connection: &mut PgConnection) -> Result<i64, Error> {
+    Ok(sqlx::query_scalar!("SELECT revision FROM object_revision FOR UPDATE").fetch_one(connection).await?)
+}
+
+/// Rises with each change of any object or administrator's token.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn revision(connection: &mut PgConnection) -> Result<i64, Error> {
+    Ok(sqlx::query_scalar!("SELECT revision FROM object_revision").fetch_one(connection).await?)
 }

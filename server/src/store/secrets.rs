@@ -81,7 +81,8 @@ pub async fn any_in(connection: &mut PgConnection, keyspace_id: Uuid) -> Result<
     .await?)
 }
 
-/// Up to `limit` secrets after the path `after`, in byte order: all of them, or those below `prefix`.
+/// Up to `limit` secrets after the path `after`, in byte order: of all of them, or of those below `prefix`, those whose
+/// path any of the regular expressions `listable` matches.
 ///
 /// # Errors
 /// Those of Postgres.
@@ -89,6 +90,7 @@ pub async fn page(
     connection: &mut PgConnection,
     prefix: &str,
     after: &str,
+    listable: &[String],
     limit: i64,
 ) -> Result<Vec<SecretSummary>, Error> {
     // Paths below a/b lie between 'a/b/' and 'a/b0', for '0' is the character after '/'; segments hold neither '/'
@@ -106,10 +108,12 @@ pub async fn page(
            LEFT JOIN secret_labels l ON l.secret_id = s.id AND l.label = 'current'
            LEFT JOIN secret_versions c ON c.secret_id = s.id AND c.version = l.version
                 AND c.deleted_at IS NULL AND c.destroyed_at IS NULL
-           WHERE s.path >= $1 AND s.path < $2 AND s.path > $3 ORDER BY s.path LIMIT $4"#,
+           WHERE s.path >= $1 AND s.path < $2 AND s.path > $3 AND s.path ~ ANY ($4)
+           ORDER BY s.path LIMIT $5"#,
         from,
         to,
         after,
+        listable,
         limit
     )
     .fetch_all(connection)

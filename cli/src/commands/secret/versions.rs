@@ -172,10 +172,14 @@ fn current_version(history: &GetSecretHistoryResponse) -> Result<u32, Failure> {
     })
 }
 
-fn confirm(what: &str, question: &str, terminal: bool, answers: &mut dyn BufRead) -> Result<(), Failure> {
+/// Asks the person at the terminal.
+///
+/// # Errors
+/// When there is none, or the answer is not yes. `what` names the failure.
+pub fn confirm(what: &str, question: &str, terminal: bool, answers: &mut dyn BufRead) -> Result<(), Failure> {
     if !terminal {
         return Err(Failure::usage(what, "nobody can be asked, since standard input is not a terminal")
-            .advise("Give --yes to destroy without a question"));
+            .advise("Give --yes to go on without a question"));
     }
     // Without stderr there is no question, and the answer that comes is then hardly `yes`.
     let _ = write!(io::stderr(), "{} Type yes: ", one_line(question));

@@ -110,3 +110,22 @@ fn a_lifetime_without_end_is_refused() {
     let failure = minter().mint(&request, datetime!(2026-11-23 07:00 UTC)).err().unwrap();
     assert!(failure.to_string().contains("lifetime is too long"), "{failure}");
 }
+
+#[test]
+fn a_persons_token_has_the_claims_of_a_provider_and_none_of_a_cluster() {
+    let request = PersonRequest {
+        subject: "alice".into(),
+        groups: vec!["platform".into()],
+        audience: AUDIENCE.into(),
+        ttl: Duration::from_secs(60),
+    };
+    let token = minter().mint_person(&request, datetime!(2026-11-23 07:00 UTC)).unwrap();
+    let claims = part(&token.jwt, 1);
+    let mut claims: Value = serde_json::from_str(&claims).unwrap();
+    claims["jti"].take();
+    let expected = json!({
+        "aud": "keyfold", "exp": 1_795_417_260, "groups": ["platform"], "iat": 1_795_417_200,
+        "iss": "https://kubernetes.default.svc.cluster.local", "jti": null, "sub": "alice",
+    });
+    assert_eq!(claims, expected);
+}

@@ -30,14 +30,14 @@ async fn the_document_may_be_served_elsewhere_than_the_issuers_url() {
 }
 
 #[tokio::test]
-async fn a_document_of_another_issuer_is_refused() {
+async fn attack_23_a_document_of_another_issuer_is_refused() {
     let issuer = issuer().await;
     issuer.answer_with_document(&format!("{}/", issuer.url), &format!("{}{KEYS_PATH}", issuer.url));
     assert!(refusal(&issuer).await.contains("another issuer"));
 }
 
 #[tokio::test]
-async fn keys_at_an_address_without_tls_or_with_credentials_are_refused() {
+async fn attack_23_keys_at_an_address_without_tls_or_with_credentials_are_refused() {
     let issuer = issuer().await;
     let with_password = issuer.url.replace("https://", "https://user:password@");
     for bad in
@@ -50,7 +50,7 @@ async fn keys_at_an_address_without_tls_or_with_credentials_are_refused() {
 }
 
 #[tokio::test]
-async fn no_redirect_is_followed() {
+async fn attack_23_no_redirect_is_followed() {
     let (issuer, other) = (issuer().await, issuer().await);
     issuer.answer(KEYS_PATH, Answer::RedirectTo(format!("{}{KEYS_PATH}", other.url)));
     assert!(refusal(&issuer).await.contains("302"));
@@ -60,7 +60,7 @@ async fn no_redirect_is_followed() {
 }
 
 #[tokio::test]
-async fn an_endless_answer_is_cut_off() {
+async fn attack_16_an_endless_answer_is_cut_off() {
     for path in [DISCOVERY_PATH, KEYS_PATH] {
         let issuer = issuer().await;
         issuer.answer(path, Answer::Huge);
@@ -69,7 +69,7 @@ async fn an_endless_answer_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_slow_answer_is_given_up() {
+async fn attack_16_a_slow_answer_is_given_up() {
     for path in [DISCOVERY_PATH, KEYS_PATH] {
         let issuer = issuer().await;
         issuer.answer(path, Answer::Slow);

@@ -33,7 +33,7 @@ fn a_key_verifies_what_it_signed() {
 }
 
 #[test]
-fn a_key_verifies_only_what_its_type_and_its_own_alg_allow() {
+fn attack_03_a_key_verifies_only_what_its_type_and_its_own_alg_allow() {
     let key = TestKey::new("a");
     for algorithm in [Algorithm::RS256, Algorithm::ES384, Algorithm::EdDSA] {
         assert_eq!(verified(&key, &[key.jwk()], algorithm), Err("token-key-unfit"), "{algorithm:?}");
@@ -48,7 +48,7 @@ fn a_key_verifies_only_what_its_type_and_its_own_alg_allow() {
 }
 
 #[test]
-fn a_short_rsa_key_verifies_nothing() {
+fn attack_03_a_short_rsa_key_verifies_nothing() {
     let key = TestKey::new("a");
     let rsa = |bytes: usize| json!({"kty": "RSA", "kid": "a", "n": base64_of(bytes), "e": "AQAB"});
     assert_eq!(verified(&key, &[rsa(128)], Algorithm::RS256), Err("token-key-unfit"));
@@ -86,7 +86,7 @@ fn keys_that_could_verify_no_token_are_left_out() {
 }
 
 #[test]
-fn a_set_that_is_ambiguous_or_too_big_or_no_set_is_refused() {
+fn attack_03_a_set_that_is_ambiguous_or_too_big_or_no_set_is_refused() {
     let twice = [TestKey::new("a").jwk(), TestKey::new("a").jwk()];
     let many = (0..101).map(|at| with(TestKey::new("a").jwk(), "kid", json!(at.to_string())));
     let cases = [

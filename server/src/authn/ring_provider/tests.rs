@@ -110,7 +110,7 @@ fn ed25519_signatures_are_verified() {
 }
 
 #[test]
-fn nothing_is_signed_and_no_hmac_is_verified() {
+fn attack_03_nothing_is_signed_and_no_hmac_is_verified() {
     install().expect("ring");
     let key = EncodingKey::from_secret(b"secret");
     assert!(ALL.into_iter().all(|algorithm| crypto::sign(MESSAGE, &key, algorithm).is_err()));

@@ -78,7 +78,7 @@ fn env_lines_keep_everything_after_the_first_equals_sign() {
 }
 
 #[test]
-fn what_is_wrong_is_named_by_place_and_never_shown() {
+fn attack_14_what_is_wrong_is_named_by_place_and_never_shown() {
     let refusals = [
         refusal(json(r#"{"a": 314159}"#)),
         refusal(json(r#"{"a": {"b": "planted"}}"#)),

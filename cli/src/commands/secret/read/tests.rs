@@ -15,7 +15,7 @@ fn secret(fields: &[(&str, &[u8])]) -> GetSecretResponse {
 }
 
 #[test]
-fn the_table_shows_sizes_and_no_value() {
+fn attack_14_the_table_shows_sizes_and_no_value() {
     let text = draw_fields(&secret(&[("password", b"planted"), ("user", b"api")]));
     assert!(!text.contains("planted"));
     insta::assert_snapshot!(text, @r"
@@ -97,7 +97,7 @@ fn files_are_written_all_or_none_and_never_over_others() {
 }
 
 #[test]
-fn a_field_name_cannot_lead_out_of_the_folder() {
+fn attack_24_a_field_name_cannot_lead_out_of_the_folder() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["", ".", "..", "../x", "a/b", "/etc/x", "a/", "./a"] {
         let failure =

@@ -29,7 +29,7 @@ fn only_yes_destroys() {
 fn without_a_terminal_nothing_is_destroyed_unasked() {
     insta::assert_snapshot!(
         answer("yes\n", false).unwrap_err(),
-        @"cannot destroy versions of secret payments/db: nobody can be asked, since standard input is not a terminal. Give --yes to destroy without a question."
+        @"cannot destroy versions of secret payments/db: nobody can be asked, since standard input is not a terminal. Give --yes to go on without a question."
     );
 }
 

@@ -1,0 +1,39 @@
+//! Measurements of Keyfold on real parts. Each prints a table and writes a JSON file; `docs/performance.md` says what
+//! the figures mean.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+mod report;
+mod statistics;
+mod timing;
+mod token_check;
+
+/// Measures Keyfold
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    measurement: Measurement,
+    /// Folder for the JSON file
+    #[arg(long, global = true, default_value = "target/bench", value_name = "DIR")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Measurement {
+    /// Test whether the time of a refusal tells what exists. Exits with 1 when it does, with 2 when that cannot be told
+    Timing(timing::Args),
+    /// Measure the check of a token, for the first time and from the cache
+    TokenCheck(token_check::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // One thread: then no wake-up of another one adds to what is measured.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    match cli.measurement {
+        Measurement::Timing(args) => runtime.block_on(timing::run(&args, &cli.out)),
+        Measurement::TokenCheck(args) => runtime.block_on(token_check::run(&args, &cli.out)),
+    }
+}
