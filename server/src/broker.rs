@@ -127,10 +127,6 @@ impl Draft {
     fn new(record: Record) -> Self {
         Self { record, basis: Basis::default(), places: None }
     }
-
-    fn is_refusal<T>(&self, decision: &Result<T, Error>) -> bool {
-        matches!(decision, Err(Error::Refused(_)))
-    }
 }
 
 /// A pod's request for the secrets of one volume.
@@ -185,7 +181,7 @@ impl Broker {
             // 1 to 3: who is it, what may it have, what is stored?
             let decision = self.decide(call, request, &snapshot, &mut draft).await;
             // Nobody is refused by what another replica has changed a moment ago.
-            if draft.is_refusal(&decision)
+            if matches!(decision, Err(Error::Refused(_)))
                 && rounds < ROUNDS_MAX
                 && let Some(newer) = self.directory.newer_than(&snapshot).await?
             {

@@ -151,9 +151,4 @@ impl AppRoleSpec {
             _ => Ok(()),
         }
     }
-
-    /// Whether any binding asks for labels, which only the API server knows.
-    pub fn needs_labels(&self) -> bool {
-        self.bind.iter().any(|binding| binding.pod_selector.is_some() || binding.node_selector.is_some())
-    }
 }
