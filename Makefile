@@ -7,15 +7,17 @@ KEYFOLD := target/debug/keyfold
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fuzz bench-timing bench-token-check sqlx
+.PHONY: help setup build demo test lint fuzz bench-timing bench-token-check bench-rotation sqlx
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## Install Postgres from Debian's packages if there is none of version 15 or later
+SOFTHSM := /usr/lib/softhsm/libsofthsm2.so
+setup: ## Install Postgres (15 or later) and SoftHSM from Debian's packages if they are missing
 	@ls -d /usr/lib/postgresql/*/bin 2>/dev/null | awk -F / '$$5 >= 15' | grep -q . \
 		|| { command -v postgres >/dev/null && [ "$$(postgres --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')" -ge 15 ]; } \
 		|| $(MAKE) --no-print-directory postgres
+	@[ -e $(SOFTHSM) ] && command -v softhsm2-util >/dev/null || $(MAKE) --no-print-directory softhsm
 
 # The package would start a cluster of its own, which nothing here uses.
 .PHONY: postgres
@@ -26,6 +28,13 @@ postgres:
 		echo 'create_main_cluster = false' | $(SUDO) tee /etc/postgresql-common/createcluster.conf >/dev/null; }
 	$(SUDO) apt-get update --quiet
 	$(SUDO) apt-get install --yes --no-install-recommends postgresql
+
+# A token in software, for the tests of PKCS#11.
+.PHONY: softhsm
+softhsm:
+	@command -v apt-get >/dev/null || { echo "Install SoftHSM 2 with its module at $(SOFTHSM), then run this again." >&2; exit 1; }
+	$(SUDO) apt-get update --quiet
+	$(SUDO) apt-get install --yes --no-install-recommends softhsm2
 
 build: ## Build every program
 	$(CARGO) build --workspace --bins --locked
@@ -67,6 +76,10 @@ bench-timing: setup ## Test whether the time of a refusal tells what exists, wit
 bench-token-check: ## Measure the check of a token, for the first time and from the cache, with BENCH_ARGS
 	$(CARGO) build --package keyfold-bench --locked --profile $(BENCH_PROFILE)
 	$(BENCH_BIN)/keyfold-bench token-check $(BENCH_ARGS)
+
+bench-rotation: setup ## Measure rewrap and re-encryption of 100,000 secrets, and what pods notice, with BENCH_ARGS
+	$(CARGO) build --workspace --bins --locked --profile $(BENCH_PROFILE)
+	$(BENCH_BIN)/keyfold-bench rotation $(BENCH_ARGS)
 
 # sqlx's macros write what they learn of each query when they are given a database and SQLX_OFFLINE_DIR.
 sqlx: setup ## Write the queries' offline data (.sqlx) anew, from the migrations and the code

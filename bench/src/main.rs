@@ -6,6 +6,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 mod report;
+mod rotation;
 mod statistics;
 mod timing;
 mod token_check;
@@ -26,6 +27,8 @@ enum Measurement {
     Timing(timing::Args),
     /// Measure the check of a token, for the first time and from the cache
     TokenCheck(token_check::Args),
+    /// Measure the turn of a key: rewrap, re-encryption, and what pods notice of it
+    Rotation(rotation::Args),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     match cli.measurement {
         Measurement::Timing(args) => runtime.block_on(timing::run(&args, &cli.out)),
+        Measurement::Rotation(args) => runtime.block_on(rotation::run(&args, &cli.out)),
         Measurement::TokenCheck(args) => runtime.block_on(token_check::run(&args, &cli.out)),
     }
 }

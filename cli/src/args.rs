@@ -93,8 +93,16 @@ pub enum Command {
     Policy(commands::policy::Args),
     /// Look at and sign what needs a second person
     Approval(commands::approval::Args),
-    /// Look at and rotate key-encryption keys
+    /// Look at, turn and destroy key-encryption keys
     Key(commands::key::Args),
+    /// Look at, turn and move the root key
+    Root(commands::root::Args),
+    /// Enter shares of a root key that people hold; needs no token
+    Unseal(commands::unseal::Args),
+    /// Make and drill a second way to the keys, held by people
+    Recovery(commands::recovery::Args),
+    /// Look at and turn the internal certificate authority
+    Ca(commands::ca::Args),
     /// Read the audit log
     Audit(commands::audit::Args),
     /// Print a completion script for a shell

@@ -10,8 +10,9 @@ use keyfold_proto::{
     channel,
     keyfold::v1::{
         approval_service_client::ApprovalServiceClient, audit_service_client::AuditServiceClient,
-        config_service_client::ConfigServiceClient, key_service_client::KeyServiceClient,
-        policy_service_client::PolicyServiceClient, secret_service_client::SecretServiceClient,
+        certificate_service_client::CertificateServiceClient, config_service_client::ConfigServiceClient,
+        key_service_client::KeyServiceClient, policy_service_client::PolicyServiceClient,
+        root_service_client::RootServiceClient, secret_service_client::SecretServiceClient,
         system_service_client::SystemServiceClient,
     },
 };
@@ -215,6 +216,16 @@ impl Client {
     /// Key-encryption keys.
     pub fn keys(&self) -> KeyServiceClient<Authorised> {
         KeyServiceClient::new(self.authorised.clone()).max_decoding_message_size(ANSWER_LEN_MAX)
+    }
+
+    /// Custody of the root key, and recovery.
+    pub fn root(&self) -> RootServiceClient<Authorised> {
+        RootServiceClient::new(self.authorised.clone()).max_decoding_message_size(ANSWER_LEN_MAX)
+    }
+
+    /// The internal certificate authority.
+    pub fn certificates(&self) -> CertificateServiceClient<Authorised> {
+        CertificateServiceClient::new(self.authorised.clone()).max_decoding_message_size(ANSWER_LEN_MAX)
     }
 
     /// The audit log.

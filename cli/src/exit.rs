@@ -12,7 +12,8 @@ use crate::terminal::one_line;
 pub enum Exit {
     /// Done.
     Done = 0,
-    /// `diff` found changes, as diff(1) says it, `lint` errors, `explain` a refusal, or `policy test` a failure.
+    /// `diff` found changes, as diff(1) says it, `lint` errors, `explain` a refusal, `policy test` or `recovery drill` a
+    /// failure, or a certificate is not genuine.
     Found = 1,
     /// The arguments, or a file that they name, are wrong. clap's own errors use the same number.
     Usage = 2,
@@ -34,7 +35,8 @@ pub enum Exit {
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  `diff` found changes, `lint` errors, `explain` a refusal, or `policy test` a failure
+  1  `diff` found changes, `lint` errors, `explain` a refusal, `policy test` or `recovery drill` a failure, or a
+     certificate is not genuine
   2  wrong arguments, or a file named by them is missing or wrong
   3  not found
   4  refused: no valid token, or no right to do this

@@ -36,6 +36,8 @@ pub struct Record {
     pub operation: Operation,
     /// The second person's, where an approval rule asked for one.
     pub approval: Option<Box<Approval>>,
+    /// Of the integrity head, which the operation raised to it by changing guarded rows.
+    pub generation: Option<u64>,
 }
 
 /// One entry.
@@ -53,6 +55,9 @@ pub struct Entry {
     pub operation: Operation,
     #[serde(skip_serializing_if = "Option::is_none")]
     approval: Option<Box<Approval>>,
+    /// Of the integrity head, which the operation raised to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
     /// How it ended.
     pub outcome: Outcome,
 }
@@ -64,11 +69,11 @@ impl Entry {
         let micros = at.nanosecond() / 1_000 * 1_000;
         let at = at.replace_nanosecond(micros).unwrap_or(at);
         let at = at.format(&Rfc3339).unwrap_or_default();
-        let Record { request_id, from, actor, driver, mut operation, approval } = record;
+        let Record { request_id, from, actor, driver, mut operation, approval, generation } = record;
         if !matches!(actor, Actor::Pod(_)) && !actor.holds_rights() {
             operation.keep_items(UNKNOWN_ITEMS_MAX);
         }
-        Self { v: VERSION, at, request_id, from, actor, driver, operation, approval, outcome }
+        Self { v: VERSION, at, request_id, from, actor, driver, operation, approval, generation, outcome }
     }
 
     /// The entry's exact bytes: one JSON object on one line, in ASCII, so that no text in it can steer a terminal.
@@ -132,6 +137,13 @@ pub enum Actor {
         #[serde(skip_serializing_if = "Option::is_none")]
         credential_id: Option<String>,
     },
+    /// A server, of its own accord.
+    Server {
+        /// Always `keyfold-server`.
+        name: &'static str,
+        /// Which replica.
+        replica: Uuid,
+    },
     /// Nobody that could be verified.
     Unknown {
         /// Always `unknown`, so that every actor has a name.
@@ -176,6 +188,11 @@ impl Actor {
         Self::Operator { name: name.to_owned(), roles: Vec::new(), credential_id: None }
     }
 
+    /// A server that does what is due.
+    pub fn server(replica: Uuid) -> Self {
+        Self::Server { name: "keyfold-server", replica }
+    }
+
     /// Nobody that could be verified.
     pub fn unknown() -> Self {
         Self::Unknown { name: "unknown" }
@@ -185,6 +202,7 @@ impl Actor {
     pub fn holds_rights(&self) -> bool {
         match self {
             Self::Operator { name, roles, .. } => !roles.is_empty() || !name.contains('/'),
+            Self::Server { .. } => true,
             Self::Pod(_) | Self::Unknown { .. } => false,
         }
     }
@@ -194,7 +212,7 @@ impl Actor {
         match self {
             Self::Pod(pod) => &pod.name,
             Self::Operator { name, .. } => name,
-            Self::Unknown { name } => name,
+            Self::Server { name, .. } | Self::Unknown { name } => name,
         }
     }
 }
@@ -315,7 +333,95 @@ pub enum Operation {
     #[serde(rename = "key.list")]
     KeyList { keyspace: String },
     #[serde(rename = "key.rotate")]
-    KeyRotate { keyspace: String, from_version: Option<u32>, to_version: Option<u32> },
+    KeyRotate {
+        keyspace: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        purpose: Option<String>,
+        from_version: Option<u32>,
+        to_version: Option<u32>,
+    },
+    #[serde(rename = "key.status")]
+    KeyStatus { keyspace: String },
+    #[serde(rename = "key.create")]
+    KeyCreate { keyspace: String, purpose: String, version: u32, reason: String },
+    #[serde(rename = "key.activate")]
+    KeyActivate { keyspace: String, purpose: String, version: u32, reason: String },
+    #[serde(rename = "key.skip-run")]
+    KeySkipRun { keyspace: String, purpose: String, occurrence: String, reason: String },
+    #[serde(rename = "key.schedule")]
+    KeySchedule { keyspace: String },
+    #[serde(rename = "key.pause")]
+    KeyPause { keyspace: String, purpose: String },
+    #[serde(rename = "key.resume")]
+    KeyResume { keyspace: String, purpose: String },
+    #[serde(rename = "key.compromise")]
+    KeyCompromise {
+        keyspace: String,
+        version: Option<u32>,
+        to_version: Option<u32>,
+        payloads: Option<u64>,
+        secrets: Option<u64>,
+    },
+    #[serde(rename = "key.reencrypt")]
+    KeyReencrypt { keyspace: String, version: u32, payloads: u64 },
+    #[serde(rename = "key.list-exposed")]
+    KeyListExposed { keyspace: String },
+    #[serde(rename = "key.schedule-destruction")]
+    KeyScheduleDestruction {
+        keyspace: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        purpose: Option<String>,
+        version: u32,
+        destroy_at: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    #[serde(rename = "key.cancel-destruction")]
+    KeyCancelDestruction {
+        keyspace: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        purpose: Option<String>,
+        version: u32,
+    },
+    #[serde(rename = "key.destroy")]
+    KeyDestroy { keyspace: String, purpose: String, version: u32, certificate: String },
+    #[serde(rename = "key.list-certificates")]
+    KeyListCertificates { keyspace: String },
+    #[serde(rename = "key.quarantine")]
+    KeyQuarantine { keyspace: String, version: u32, deks: u64 },
+    #[serde(rename = "key.list-quarantine")]
+    KeyListQuarantine { keyspace: String },
+    #[serde(rename = "key.retry-quarantine")]
+    KeyRetryQuarantine { keyspace: String, released: Option<u64> },
+    #[serde(rename = "root.status")]
+    RootStatus {},
+    #[serde(rename = "root.unseal")]
+    RootUnseal { entered: Option<u32>, threshold: Option<u32>, unsealed: bool },
+    #[serde(rename = "root.change")]
+    RootChange {
+        from: Option<String>,
+        to: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replaces: Option<String>,
+        rwk_version: Option<u32>,
+        keys: Option<u64>,
+    },
+    #[serde(rename = "recovery.create")]
+    RecoveryCreate { shares: u32, threshold: u32 },
+    #[serde(rename = "recovery.drill")]
+    RecoveryDrill {
+        installation: Option<Uuid>,
+        audit_entries: Option<u64>,
+        keys: Option<u64>,
+        secrets: Option<u64>,
+        failures: Option<u64>,
+    },
+    #[serde(rename = "ca.issue-driver-certificate")]
+    CaIssueDriverCertificate { serial: Option<String>, expires_at: Option<String> },
+    #[serde(rename = "ca.rotate")]
+    CaRotate { version: Option<u32> },
+    #[serde(rename = "ca.activate")]
+    CaActivate { version: u32, reason: String },
     #[serde(rename = "key.rewrap")]
     KeyRewrap { keyspace: String, to_version: u32, deks: u64 },
     #[serde(rename = "policy.explain")]
@@ -343,6 +449,10 @@ pub enum Operation {
     SystemWhoami {},
     #[serde(rename = "system.revoke-initial-administrator")]
     SystemRevokeInitialAdministrator {},
+    #[serde(rename = "system.integrity-failure")]
+    SystemIntegrityFailure { what: String },
+    #[serde(rename = "system.accept-older-database")]
+    SystemAcceptOlderDatabase { audit_entries: u64, pinned_entries: u64 },
 }
 
 impl Operation {
@@ -364,6 +474,31 @@ impl Operation {
             Self::ConfigDelete { .. } => "config.delete",
             Self::KeyList { .. } => "key.list",
             Self::KeyRotate { .. } => "key.rotate",
+            Self::KeyStatus { .. } => "key.status",
+            Self::KeyCreate { .. } => "key.create",
+            Self::KeyActivate { .. } => "key.activate",
+            Self::KeySkipRun { .. } => "key.skip-run",
+            Self::KeySchedule { .. } => "key.schedule",
+            Self::KeyPause { .. } => "key.pause",
+            Self::KeyResume { .. } => "key.resume",
+            Self::KeyCompromise { .. } => "key.compromise",
+            Self::KeyReencrypt { .. } => "key.reencrypt",
+            Self::KeyListExposed { .. } => "key.list-exposed",
+            Self::KeyScheduleDestruction { .. } => "key.schedule-destruction",
+            Self::KeyCancelDestruction { .. } => "key.cancel-destruction",
+            Self::KeyDestroy { .. } => "key.destroy",
+            Self::KeyListCertificates { .. } => "key.list-certificates",
+            Self::KeyQuarantine { .. } => "key.quarantine",
+            Self::KeyListQuarantine { .. } => "key.list-quarantine",
+            Self::KeyRetryQuarantine { .. } => "key.retry-quarantine",
+            Self::RootStatus {} => "root.status",
+            Self::RootUnseal { .. } => "root.unseal",
+            Self::RootChange { .. } => "root.change",
+            Self::RecoveryCreate { .. } => "recovery.create",
+            Self::RecoveryDrill { .. } => "recovery.drill",
+            Self::CaIssueDriverCertificate { .. } => "ca.issue-driver-certificate",
+            Self::CaRotate { .. } => "ca.rotate",
+            Self::CaActivate { .. } => "ca.activate",
             Self::KeyRewrap { .. } => "key.rewrap",
             Self::PolicyExplain { .. } => "policy.explain",
             Self::AuditList {} => "audit.list",
@@ -374,6 +509,8 @@ impl Operation {
             Self::SystemStatus {} => "system.status",
             Self::SystemWhoami {} => "system.whoami",
             Self::SystemRevokeInitialAdministrator {} => "system.revoke-initial-administrator",
+            Self::SystemIntegrityFailure { .. } => "system.integrity-failure",
+            Self::SystemAcceptOlderDatabase { .. } => "system.accept-older-database",
         }
     }
 

@@ -20,12 +20,15 @@ mod tests;
 
 use subtle::ConstantTimeEq;
 
-pub use context::{AssociatedData, DekContext, KekContext, PayloadContext, RwkContext, metadata_digest};
+pub use context::{
+    AssociatedData, CaKeyContext, DekContext, KekContext, PayloadContext, RecoveryContext, RwkContext,
+    metadata_digest,
+};
 pub use header::KeyRef;
-pub use suite::root_key_id;
+pub use suite::{recovery_key_id, root_key_id};
 
 use crate::entropy::{Entropy, EntropyError};
-use crate::secret::{Key, SecretBytes};
+use crate::secret::{KeyMaterial, SecretBytes, wiping_stack};
 use header::Header;
 
 /// How much longer a blob is than its plaintext, in bytes: header and tag.
@@ -33,7 +36,17 @@ pub const OVERHEAD_BYTES: usize = header::LEN_BYTES + suite::TAG_BYTES;
 
 /// Seals `plaintext` under `key` into a blob that opens only with the same key, `key_ref` and associated data.
 pub fn seal(
-    key: &Key,
+    key: &dyn KeyMaterial,
+    key_ref: KeyRef,
+    associated_data: &AssociatedData,
+    plaintext: &[u8],
+    entropy: &dyn Entropy,
+) -> Result<Vec<u8>, SealError> {
+    wiping_stack(|| seal_blob(key, key_ref, associated_data, plaintext, entropy))
+}
+
+fn seal_blob(
+    key: &dyn KeyMaterial,
     key_ref: KeyRef,
     associated_data: &AssociatedData,
     plaintext: &[u8],
@@ -60,7 +73,16 @@ pub fn seal(
 /// Opens a blob. `key_ref` is the key that the caller's row names; a blob that names another is refused before
 /// any cryptography. Nothing of the plaintext survives an error.
 pub fn open(
-    key: &Key,
+    key: &dyn KeyMaterial,
+    key_ref: KeyRef,
+    associated_data: &AssociatedData,
+    blob: &[u8],
+) -> Result<SecretBytes, OpenError> {
+    wiping_stack(|| open_blob(key, key_ref, associated_data, blob))
+}
+
+fn open_blob(
+    key: &dyn KeyMaterial,
     key_ref: KeyRef,
     associated_data: &AssociatedData,
     blob: &[u8],

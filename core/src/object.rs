@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::pattern::Pattern;
+use crate::{key::RotationPolicy, pattern::Pattern};
 
 mod app_role;
 mod approval_rule;
@@ -97,7 +97,7 @@ impl Spec {
             Kind::ApprovalRule => Self::ApprovalRule(from_json(json)?),
         };
         match &spec {
-            Self::Keyspace(_) => {}
+            Self::Keyspace(keyspace) => keyspace.check()?,
             Self::Issuer(issuer) => issuer.check()?,
             Self::AppRole(role) => role.check()?,
             Self::OperatorRole(role) => role.check()?,
@@ -142,6 +142,16 @@ pub struct KeyspaceSpec {
     /// For people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
+    /// When its key turns; absent: every 90 days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<RotationPolicy>,
+}
+
+impl KeyspaceSpec {
+    fn check(&self) -> Result<(), ObjectError> {
+        let checked = self.rotation.as_ref().map_or(Ok(()), RotationPolicy::check);
+        checked.map_err(|error| ObjectError(format!("spec.rotation.{error}")))
+    }
 }
 
 /// A path pattern and what is allowed on it.

@@ -112,6 +112,23 @@ pub enum Refusal {
     /// The driver runs on another node than the pod.
     #[error("the pod runs on another node than the driver that presented its token")]
     NodeMismatch,
+    /// The server takes pods' requests only from drivers that show a certificate, and the connection has none.
+    #[error(
+        "the driver showed no certificate, which this server requires: set `certificate: internal` under server in the \
+         driver's configuration"
+    )]
+    DriverCertificateMissing,
+    /// The certificate of the connection is another driver's than the token.
+    #[error("the driver's certificate and its token are of different nodes or clusters")]
+    DriverCertificateMismatch,
+    /// The certificate of the connection has expired since it was opened.
+    #[error("the driver's certificate has expired since it connected: it must renew it and connect anew")]
+    DriverCertificateExpired,
+    /// A driver that asks for a certificate is on no node that its token would name.
+    #[error(
+        "the driver's token names no node, which needs Kubernetes 1.32: there can be no certificate for it"
+    )]
+    DriverNodeUnknown,
     /// No role was named and none, or more than one, binds the pod.
     #[error(
         "no app role was named, and {} {subject} of issuer {issuer}{}",
@@ -264,6 +281,10 @@ impl Refusal {
             Self::IssuerMismatch => "issuer-mismatch",
             Self::NodeUnknown(..) => "node-unknown",
             Self::NodeMismatch => "node-mismatch",
+            Self::DriverCertificateMissing => "driver-certificate-missing",
+            Self::DriverCertificateMismatch => "driver-certificate-mismatch",
+            Self::DriverCertificateExpired => "driver-certificate-expired",
+            Self::DriverNodeUnknown => "driver-node-unknown",
             Self::RoleMissing { .. } => "role-missing",
             Self::RoleNotBound { .. } => "role-not-bound",
             Self::Condition { failure, .. } => failure.code(),

@@ -58,16 +58,27 @@ impl Rights {
 
     fn add_built_in(&mut self, role: BuiltInRole) {
         use Permission::{
-            ApprovalsRead, ApprovalsSign, AuditRead, IssuersRead, KeysRead, KeysRotate, KeyspacesRead,
-            KeyspacesWrite, OperatorsRead, RolesRead, StatusRead,
+            ApprovalsRead, ApprovalsSign, AuditRead, CaRotate, IssuersRead, KeysCompromise, KeysDestroy,
+            KeysRead, KeysRotate, KeyspacesRead, KeyspacesWrite, OperatorsRead, RolesRead, RootRead,
+            StatusRead,
         };
         let permissions: &[Permission] = match role {
             BuiltInRole::Admin => Permission::ALL,
-            BuiltInRole::KeyAdmin => &[KeysRotate, KeyspacesWrite, StatusRead, ApprovalsSign],
+            BuiltInRole::KeyAdmin => &[
+                KeysRotate,
+                KeysCompromise,
+                KeysDestroy,
+                RootRead,
+                CaRotate,
+                KeyspacesWrite,
+                StatusRead,
+                ApprovalsSign,
+            ],
             BuiltInRole::SecretAdmin => &[KeyspacesRead, RolesRead, StatusRead, ApprovalsSign],
             BuiltInRole::Auditor => &[
                 AuditRead,
                 KeysRead,
+                RootRead,
                 KeyspacesRead,
                 IssuersRead,
                 RolesRead,

@@ -2,8 +2,9 @@
 
 use keyfold_core::entropy::{Entropy, EntropyError, SystemEntropy};
 use keyfold_core::envelope::{
-    AssociatedData, DekContext, KekContext, KeyRef, OVERHEAD_BYTES, OpenError, PayloadContext, RwkContext,
-    SealError, key_ref, metadata_digest, open, root_key_id, seal,
+    AssociatedData, DekContext, KekContext, KeyRef, OVERHEAD_BYTES, OpenError, PayloadContext,
+    RecoveryContext, RwkContext, SealError, key_ref, metadata_digest, open, recovery_key_id, root_key_id,
+    seal,
 };
 use keyfold_core::secret::{Key, SecretBytes};
 use proptest::collection::vec;
@@ -186,10 +187,26 @@ fn attack_18_the_root_wrapping_key_opens_in_no_other_place() {
 }
 
 #[test]
+fn attack_18_what_recovery_rests_on_opens_in_no_other_place() {
+    let original =
+        RecoveryContext { installation: id(1), rwk: id(2), rwk_version: 3, recovery_key_id: id(4) };
+    let moved = [
+        RecoveryContext { installation: id(9), ..original },
+        RecoveryContext { rwk: id(9), ..original },
+        RecoveryContext { rwk_version: 4, ..original },
+        RecoveryContext { recovery_key_id: id(9), ..original },
+    ];
+    opens_only_in(original.rwk_associated_data(), moved.map(|place| place.rwk_associated_data()));
+    let moved = moved.map(|place| place.recovery_key_associated_data());
+    opens_only_in(original.recovery_key_associated_data(), moved);
+}
+
+#[test]
 fn nothing_opens_in_a_place_of_another_kind() {
     let (installation, keyspace, root_key_id) = (id(1), id(2), id(3));
     let payload = PayloadContext { installation, keyspace, ..payload_place() };
     let PayloadContext { secret, version, dek, .. } = payload;
+    let recovery = RecoveryContext { installation, rwk: id(6), rwk_version: 7, recovery_key_id: root_key_id };
     let places = [
         payload.associated_data(),
         DekContext { installation, keyspace, secret, version, dek, kek: id(6), kek_version: 7 }
@@ -197,6 +214,8 @@ fn nothing_opens_in_a_place_of_another_kind() {
         KekContext { installation, keyspace, purpose: "data", kek: id(6), kek_version: 7, root_key_id }
             .associated_data(),
         RwkContext { installation, rwk: id(6), rwk_version: 7, root_key_id }.associated_data(),
+        recovery.rwk_associated_data(),
+        recovery.recovery_key_associated_data(),
     ];
     for sealed_in in 0..places.len() {
         let mut others = places.to_vec();
@@ -217,6 +236,7 @@ fn a_root_key_is_named_by_its_material() {
     assert_eq!(named, root_key_id(&key()));
     assert_ne!(named, root_key_id(&Key::from_bytes(&[0x5B; 32])));
     assert_eq!(named.get_version_num(), 8);
+    assert_ne!(named, recovery_key_id(&key()), "the same material in another part");
 }
 
 proptest! {

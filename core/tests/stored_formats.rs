@@ -6,18 +6,21 @@ use std::sync::Mutex;
 
 use keyfold_core::entropy::{Entropy, EntropyError};
 use keyfold_core::envelope::{
-    AssociatedData, DekContext, KekContext, KeyRef, PayloadContext, RwkContext, metadata_digest, open,
-    root_key_id, seal,
+    AssociatedData, CaKeyContext, DekContext, KekContext, KeyRef, PayloadContext, RecoveryContext,
+    RwkContext, metadata_digest, open, recovery_key_id, root_key_id, seal,
 };
+use keyfold_core::key::{Check, CheckName, DestructionCertificate, certificate};
 use keyfold_core::payload::Fields;
+use keyfold_core::row_mac::{Row, RowEncoder, RowMac};
 use keyfold_core::secret::{Key, SecretBytes};
 use serde_json::Value;
+use time::{OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 
 #[test]
 fn blobs_seal_and_open_as_frozen() {
     let blobs = vectors()["blobs"].as_array().unwrap().clone();
-    assert_eq!(blobs.len(), 5);
+    assert_eq!(blobs.len(), 7);
     for vector in blobs {
         let key = Key::try_from(bytes(&vector["key"]).as_slice()).unwrap();
         let key_ref = KeyRef {
@@ -42,8 +45,9 @@ fn associated_data_of_each_place_is_as_frozen() {
 }
 
 #[test]
-fn root_key_id_and_metadata_digest_are_as_frozen() {
+fn ids_of_keys_and_metadata_digest_are_as_frozen() {
     let vectors = vectors();
+    assert_eq!(recovery_id().to_string(), vectors["recovery_key_id"].as_str().unwrap());
     assert_eq!(root_id().to_string(), vectors["root_key_id"].as_str().unwrap());
     assert_eq!(digest().as_slice(), bytes(&vectors["metadata_digest"]));
 }
@@ -64,6 +68,56 @@ fn payload_encoding_is_as_frozen() {
     assert!(decoded.iter().eq(fields.iter()));
 }
 
+#[test]
+fn macs_of_rows_are_as_frozen() {
+    let vector = &vectors()["row_mac"];
+    let key = Key::try_from(bytes(&vector["key"]).as_slice()).unwrap();
+    let row = Row::of("keks", id(0x10))
+        .uuid(id(0x50))
+        .option(None, RowEncoder::uuid)
+        .str("data")
+        .i64(-7)
+        .bool(true)
+        .bool(false)
+        .bytes("\0ü".as_bytes())
+        .time(OffsetDateTime::from_unix_timestamp_nanos(1_750_000_000_123_456_000).unwrap())
+        .finish();
+    assert_eq!(RowMac::new(&key).tag(&row).as_slice(), bytes(&vector["tag"]));
+    assert_eq!(RowMac::new(&key).verify(&row, &bytes(&vector["tag"])), Ok(()));
+}
+
+#[test]
+fn destruction_certificates_are_signed_and_verified_as_frozen() {
+    let vector = &vectors()["certificate"];
+    let check =
+        |(at, name): (usize, CheckName)| Check { name, found: format!("{at} für {}", name.as_str()) };
+    let certificate = DestructionCertificate {
+        v: 1,
+        installation: id(0x10),
+        keyspace: Some("payments".into()),
+        keyspace_id: Some(id(0x20)),
+        purpose: "data".into(),
+        kek: id(0x50),
+        version: 3,
+        created_at: datetime!(2026-01-02 03:04:05.000006 UTC),
+        deactivated_at: Some(datetime!(2026-04-02 03:04:05 UTC)),
+        destroyed_at: datetime!(2026-05-09 03:04:05.123456 UTC),
+        wrapped_sha256: "00e988677eecf94c0bb9233371c7c0d6f4db8ebdcdecb7c5ebaa666f17249227".into(),
+        checks: CheckName::ALL.into_iter().enumerate().map(check).collect(),
+        does_not_reach: "backups".into(),
+        requested_by: "people/jürgen".into(),
+        requested_at: datetime!(2026-05-02 03:04:05 UTC),
+    };
+    let body = vector["body"].as_str().unwrap();
+    assert_eq!(String::from_utf8(certificate.to_bytes()).unwrap(), body);
+
+    let seed = Key::try_from(bytes(&vector["seed"]).as_slice()).unwrap();
+    let file = vector["file"].as_str().unwrap();
+    let signed = certificate.sign(&seed, id(0x50));
+    assert_eq!(signed.to_text(), file);
+    assert_eq!(certificate::verify(file, &signed.public_key), Ok(certificate));
+}
+
 fn associated_data(place: &str) -> AssociatedData {
     let (installation, keyspace, secret) = (id(0x10), id(0x20), id(0x30));
     let (dek, kek, rwk) = (id(0x40), id(0x50), id(0x60));
@@ -82,12 +136,21 @@ fn associated_data(place: &str) -> AssociatedData {
             KekContext { installation, keyspace, purpose, kek, kek_version, root_key_id }.associated_data()
         }
         "rwk" => RwkContext { installation, rwk, rwk_version, root_key_id }.associated_data(),
+        "rwk-recovery" => RecoveryContext { installation, rwk, rwk_version, recovery_key_id: recovery_id() }
+            .rwk_associated_data(),
+        "recovery-key" => RecoveryContext { installation, rwk, rwk_version, recovery_key_id: recovery_id() }
+            .recovery_key_associated_data(),
+        "ca-key" => CaKeyContext { installation, ca_version: version, kek, kek_version }.associated_data(),
         other => panic!("no such place: {other}"),
     }
 }
 
 fn root_id() -> Uuid {
     root_key_id(&Key::from_bytes(&std::array::from_fn(|i| i as u8)))
+}
+
+fn recovery_id() -> Uuid {
+    recovery_key_id(&Key::from_bytes(&std::array::from_fn(|i| 0xE0_u8.wrapping_add(i as u8))))
 }
 
 fn digest() -> [u8; 32] {

@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,9 +17,10 @@ use tokio::time::Instant;
 use tonic::{
     Code, Request, Status,
     metadata::{Ascii, MetadataValue},
-    transport::Channel,
 };
 use zeroize::Zeroizing;
+
+use crate::connection::{Connection, Heard};
 
 /// Largest reply. 64 secrets of a few KiB are usual; the server limits one secret to 512 KiB.
 const REPLY_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -32,7 +34,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(3);
 /// A client of the server's WorkloadService, on one shared connection.
 #[derive(Clone)]
 pub struct BrokerClient {
-    service: WorkloadServiceClient<Channel>,
+    connection: Arc<Connection>,
     token_file: PathBuf,
 }
 
@@ -61,10 +63,9 @@ pub enum BrokerError {
 }
 
 impl BrokerClient {
-    /// A client on `channel`. The driver's own token is read from `token_file` for each attempt.
-    pub fn new(channel: Channel, token_file: &Path) -> Self {
-        let service = WorkloadServiceClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX);
-        Self { service, token_file: token_file.to_owned() }
+    /// A client on that connection. The driver's own token is read from `token_file` for each attempt.
+    pub fn new(connection: Arc<Connection>, token_file: &Path) -> Self {
+        Self { connection, token_file: token_file.to_owned() }
     }
 
     /// Asks for the secrets. While the server is away, tries again until `wait` is over.
@@ -99,36 +100,55 @@ impl BrokerClient {
         request: &IssueSecretsRequest,
     ) -> Result<Result<IssueSecretsResponse, Status>, BrokerError> {
         let mut request = Request::new(request.clone());
-        request.metadata_mut().insert("authorization", self.authorization().await?);
-        let mut service = self.service.clone();
-        match tokio::time::timeout(ATTEMPT_MAX, service.issue_secrets(request)).await {
+        request.metadata_mut().insert("authorization", authorization(&self.token_file).await?);
+        let answer = async {
+            let (channel, made) = self.connection.channel().await?;
+            let mut service = WorkloadServiceClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX);
+            let answer = service.issue_secrets(request).await;
+            self.connection.heard(made, heard(&answer));
+            answer
+        };
+        match tokio::time::timeout(ATTEMPT_MAX, answer).await {
             Ok(result) => Ok(result.map(tonic::Response::into_inner)),
             Err(_) => Ok(Err(Status::deadline_exceeded("the server did not answer in time"))),
         }
     }
+}
 
-    async fn authorization(&self) -> Result<MetadataValue<Ascii>, BrokerError> {
-        let unusable = |reason| BrokerError::OwnToken { file: self.token_file.clone(), reason };
-        let token = tokio::fs::read(&self.token_file).await.map(Zeroizing::new).map_err(|error| {
-            tracing::error!(%error, file = %self.token_file.display(), "cannot read the driver's own token");
-            unusable("the file cannot be read")
-        })?;
-        let token = str::from_utf8(&token).map_err(|_| unusable("it is not text"))?.trim();
-        if token.is_empty() {
-            return Err(unusable("it is empty"));
-        }
-        let bearer = Zeroizing::new(format!("Bearer {token}"));
-        let mut value: MetadataValue<Ascii> =
-            bearer.as_str().try_into().map_err(|_| unusable("it is not a token"))?;
-        value.set_sensitive(true);
-        Ok(value)
+/// The metadata that proves the driver, with its token out of that file.
+///
+/// # Errors
+/// `OwnToken`.
+pub(crate) async fn authorization(token_file: &Path) -> Result<MetadataValue<Ascii>, BrokerError> {
+    let unusable = |reason| BrokerError::OwnToken { file: token_file.to_owned(), reason };
+    let token = tokio::fs::read(token_file).await.map(Zeroizing::new).map_err(|error| {
+        tracing::error!(%error, file = %token_file.display(), "cannot read the driver's own token");
+        unusable("the file cannot be read")
+    })?;
+    let token = str::from_utf8(&token).map_err(|_| unusable("it is not text"))?.trim();
+    if token.is_empty() {
+        return Err(unusable("it is empty"));
+    }
+    let bearer = Zeroizing::new(format!("Bearer {token}"));
+    let mut value: MetadataValue<Ascii> =
+        bearer.as_str().try_into().map_err(|_| unusable("it is not a token"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// What an answer says about the connection that it came on.
+fn heard<T>(answer: &Result<T, Status>) -> Heard {
+    match answer {
+        Err(status) if is_lost_connection(status) => Heard::Nothing,
+        Err(status) if status.code() == Code::Unavailable => Heard::Away,
+        _ => Heard::Answer,
     }
 }
 
 /// Whether trying again is pointless. The server says RESOURCE_EXHAUSTED when it has too much to do, and
 /// DEADLINE_EXCEEDED or CANCELLED when a call took too long. A status with a source was made on this side of a broken
 /// connection.
-fn is_final(status: &Status) -> bool {
+pub(crate) fn is_final(status: &Status) -> bool {
     let away = matches!(
         status.code(),
         Code::Unavailable

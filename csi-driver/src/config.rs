@@ -57,6 +57,20 @@ pub struct ServerConfig {
     /// Seconds that a first publish waits inside the call while the server is away; 0 to 100.
     #[serde(default = "default_wait_secs")]
     pub wait_secs: u64,
+    /// What the driver shows of itself when it connects.
+    #[serde(default)]
+    pub certificate: ClientCertificate,
+}
+
+/// What the driver shows of itself when it connects.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientCertificate {
+    /// Nothing: its token alone proves it.
+    #[default]
+    None,
+    /// A certificate of Keyfold's internal authority, which the driver asks for and renews by itself.
+    Internal,
 }
 
 /// Where a pod's token may come from.
@@ -222,6 +236,7 @@ mod tests {
         assert_eq!(sample.audience, least.audience);
         assert_eq!(sample.tmpfs_bytes, least.tmpfs_bytes);
         assert_eq!(sample.server.wait_secs, least.server.wait_secs);
+        assert_eq!(sample.server.certificate, least.server.certificate);
         assert_eq!(sample.log.format, least.log.format);
         assert_eq!(sample.log.level, least.log.level);
     }
@@ -233,6 +248,7 @@ mod tests {
             "  url:",
             "  ca_file:",
             "  wait_secs:",
+            "  certificate:",
             "token_file:",
             "node_id:",
             "kubelet_dir:",
@@ -269,6 +285,7 @@ mod tests {
         refused(&format!("{LEAST}\nnodeid: x"), "nodeid");
         refused(&LEAST.replace("node_id: vm", "node_id: ''"), "node_id");
         refused(&LEAST.replace("ca_file: /ca", "ca_file: /ca, wait_secs: 101"), "server.wait_secs");
+        refused(&LEAST.replace("ca_file: /ca", "ca_file: /ca, certificate: own"), "server.certificate");
         refused(&format!("{LEAST}\nkubelet_dir: var/lib"), "kubelet_dir");
         refused(&format!("{LEAST}\naudience: ''"), "audience");
         refused(&format!("{LEAST}\ntmpfs_bytes: 4096"), "tmpfs_bytes");

@@ -3,7 +3,9 @@
 
 pub mod atomic_writer;
 pub mod broker_client;
+pub mod certificate;
 pub mod config;
+pub mod connection;
 pub mod file_set;
 pub mod folder;
 pub mod identity;
@@ -19,11 +21,10 @@ pub mod socket;
 pub mod volume;
 pub mod volume_locks;
 
-use std::{fs, future::Future, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 pub use keyfold_core::volume::DRIVER_NAME;
 use keyfold_proto::{
-    channel::{ChannelError, connect_lazy},
     csi::v1::{identity_server::IdentityServer, node_server::NodeServer},
     pluginregistration::registration_server::RegistrationServer,
 };
@@ -35,6 +36,7 @@ use tonic::transport::{Server, server::Router};
 use crate::{
     broker_client::BrokerClient,
     config::Config,
+    connection::{Connection, ConnectionError},
     identity::IdentityService,
     node::NodeService,
     publish::Publisher,
@@ -50,12 +52,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Why the driver stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The file with the server's authorities cannot be read.
-    #[error("server.ca_file: cannot read {0:?}: {1}")]
-    CaFile(PathBuf, #[source] io::Error),
     /// The server's address or authorities cannot be used.
-    #[error("server: {0}")]
-    Channel(#[from] ChannelError),
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
     /// A socket could not be bound.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -100,9 +99,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> R
 }
 
 async fn csi_router(config: &Config, stopping: CancellationToken) -> Result<Router, RunError> {
-    let ca_file = &config.server.ca_file;
-    let ca = fs::read(ca_file).map_err(|error| RunError::CaFile(ca_file.clone(), error))?;
-    let broker = BrokerClient::new(connect_lazy(&config.server.url, &ca)?, &config.token_file);
+    let connection = Arc::new(Connection::new(config)?);
+    tokio::spawn(stopping.clone().run_until_cancelled_owned(Arc::clone(&connection).keep()));
+    let broker = BrokerClient::new(connection, &config.token_file);
     let publisher = Arc::new(Publisher::new(config, broker, stopping));
     let identity = IdentityServer::new(IdentityService).max_decoding_message_size(REQUEST_BYTES_MAX);
     let node = NodeServer::new(NodeService::new(config.node_id.clone(), publisher))

@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use keyfold_csi::config::Config;
+use keyfold_memory::WipingAllocator;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Keyfold's CSI driver of one node.
@@ -15,9 +16,12 @@ struct Arguments {
     config: PathBuf,
 }
 
-#[tokio::main(worker_threads = 2)]
-async fn main() -> ExitCode {
-    match run(Arguments::parse()).await {
+#[global_allocator]
+static ALLOCATOR: WipingAllocator = WipingAllocator;
+
+fn main() -> ExitCode {
+    // Before the runtime, which starts threads.
+    match keyfold_memory::harden().map_err(Into::into).and_then(|()| run(Arguments::parse())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("keyfold-csi: {error}");
@@ -26,6 +30,7 @@ async fn main() -> ExitCode {
     }
 }
 
+#[tokio::main(worker_threads = 2)]
 async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::load(&arguments.config)?;
     keyfold_csi::log::start(&config.log);

@@ -12,8 +12,15 @@ use std::{
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
+    client::{
+        Resumption, WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::CryptoProvider,
+    pki_types::{
+        CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime, pem::PemObject as _,
+    },
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -32,12 +39,40 @@ impl std::fmt::Display for ChannelError {
 
 impl std::error::Error for ChannelError {}
 
-/// A channel to `url` (`https://host:port`) that trusts only the authorities in `ca_pem`. It connects when first
-/// used, and again whenever the connection was lost.
+/// Most authorities that a client names to the server: more would make its first message long, and are of no use.
+const NAMED_AUTHORITIES_MAX: usize = 32;
+
+/// What a client shows of itself.
+pub struct ClientIdentity {
+    chain_pem: String,
+    key: PrivatePkcs8KeyDer<'static>,
+}
+
+impl ClientIdentity {
+    /// A certificate in PEM, leaf first, and its private key (PKCS#8).
+    pub fn new(chain_pem: String, key: Vec<u8>) -> Self {
+        Self { chain_pem, key: key.into() }
+    }
+}
+
+/// A channel to `url` (`https://host:port`) that trusts only the authorities in `ca_pem`, and shows no certificate. It
+/// connects when first used, and again whenever the connection was lost.
 ///
 /// # Errors
 /// When the URL is not `https://host[:port]`, or `ca_pem` holds no certificate.
 pub fn connect_lazy(url: &str, ca_pem: &[u8]) -> Result<Channel, ChannelError> {
+    connect_lazy_as(url, ca_pem, None)
+}
+
+/// The same, showing a certificate to a server that asks for one.
+///
+/// # Errors
+/// Also when the certificate or its key cannot be used.
+pub fn connect_lazy_as(
+    url: &str,
+    ca_pem: &[u8],
+    identity: Option<&ClientIdentity>,
+) -> Result<Channel, ChannelError> {
     let uri: Uri =
         url.parse().map_err(|_| ChannelError(format!("the server's address {url:?} is not a URL")))?;
     if uri.scheme_str() != Some("https") || uri.host().is_none() {
@@ -45,7 +80,7 @@ pub fn connect_lazy(url: &str, ca_pem: &[u8]) -> Result<Channel, ChannelError> {
             "the server's address {url:?} must have the form https://host:port"
         )));
     }
-    let connector = Connector { tls: TlsConnector::from(Arc::new(tls_config(ca_pem)?)) };
+    let connector = Connector { tls: TlsConnector::from(Arc::new(tls_config(ca_pem, identity)?)) };
     // The endpoint is given as http because the connector does TLS itself: tonic's own cannot be held to TLS 1.3.
     let endpoint = Endpoint::from_shared(url.replacen("https://", "http://", 1))
         .map_err(|_| ChannelError(format!("the server's address {url:?} is not a URL")))?
@@ -56,7 +91,32 @@ pub fn connect_lazy(url: &str, ca_pem: &[u8]) -> Result<Channel, ChannelError> {
     Ok(endpoint.connect_with_connector_lazy(connector))
 }
 
-fn tls_config(ca_pem: &[u8]) -> Result<ClientConfig, ChannelError> {
+fn tls_config(ca_pem: &[u8], identity: Option<&ClientIdentity>) -> Result<ClientConfig, ChannelError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Arc::new(Verifier::new(roots(ca_pem)?, &provider)?);
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| ChannelError(format!("TLS 1.3 cannot be set up: {error}")))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let unusable = || ChannelError("the client's certificate or its key cannot be used".into());
+            let chain = CertificateDer::pem_slice_iter(identity.chain_pem.as_bytes())
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|_| unusable())?;
+            let key = PrivateKeyDer::Pkcs8(identity.key.clone_key());
+            builder.with_client_auth_cert(chain, key).map_err(|_| unusable())?
+        }
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // Servers of Keyfold resume no sessions, so that each connection's certificate is looked at.
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn roots(ca_pem: &[u8]) -> Result<RootCertStore, ChannelError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca_pem) {
         let added = certificate.map(|der| roots.add(der));
@@ -67,13 +127,64 @@ fn tls_config(ca_pem: &[u8]) -> Result<ClientConfig, ChannelError> {
     if roots.is_empty() {
         return Err(ChannelError("the CA file holds no certificate in PEM form".into()));
     }
-    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|error| ChannelError(format!("TLS 1.3 cannot be set up: {error}")))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
+    Ok(roots)
+}
+
+/// Verifies as rustls does, and tells the server which authorities it trusts (RFC 8446, section 4.2.4): a server that has
+/// a certificate of its internal authority and one of another shows the one that the client can verify.
+#[derive(Debug)]
+struct Verifier {
+    webpki: Arc<WebPkiServerVerifier>,
+    authorities: Vec<DistinguishedName>,
+}
+
+impl Verifier {
+    fn new(roots: RootCertStore, provider: &Arc<CryptoProvider>) -> Result<Self, ChannelError> {
+        let authorities = roots.subjects();
+        let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+            .build()
+            .map_err(|error| ChannelError(format!("the CA file cannot be used: {error}")))?;
+        Ok(Self { webpki, authorities })
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.webpki.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.webpki.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+
+    fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
+        (self.authorities.len() <= NAMED_AUTHORITIES_MAX).then_some(&self.authorities)
+    }
 }
 
 #[derive(Clone)]

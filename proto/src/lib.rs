@@ -1,5 +1,5 @@
-//! The contracts that Keyfold speaks: its own API, the Container Storage Interface and kubelet's plugin
-//! registration. Messages that carry tokens or secret material have no derived Debug form.
+//! The contracts that Keyfold speaks: its own API, the Container Storage Interface, kubelet's plugin registration and
+//! KMS plugins'. Messages that carry tokens or secret material have no derived Debug form.
 
 pub mod channel;
 mod redacted;
@@ -19,6 +19,15 @@ pub mod csi {
     /// Version 1.
     pub mod v1 {
         tonic::include_proto!("csi.v1");
+    }
+}
+
+/// The Kubernetes key management service API, as a KMS plugin serves it.
+#[allow(missing_docs, clippy::all)]
+pub mod kms {
+    /// Version 2.
+    pub mod v2 {
+        tonic::include_proto!("v2");
     }
 }
 

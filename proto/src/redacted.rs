@@ -2,7 +2,7 @@
 
 use std::fmt::{Debug, Formatter, Result};
 
-use crate::{csi, keyfold::v1};
+use crate::{csi, keyfold::v1, kms::v2};
 
 impl Debug for v1::Field {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
@@ -78,5 +78,44 @@ impl Debug for csi::v1::NodePublishVolumeRequest {
             .field("volume_id", &self.volume_id)
             .field("target_path", &self.target_path)
             .finish_non_exhaustive()
+    }
+}
+
+impl Debug for v1::UnsealRequest {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("UnsealRequest").finish_non_exhaustive()
+    }
+}
+
+impl Debug for v1::ChangeRootResponse {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("ChangeRootResponse")
+            .field("custody", &self.custody)
+            .field("new_root_key_id", &self.new_root_key_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Debug for v1::CreateRecoveryResponse {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("CreateRecoveryResponse").finish_non_exhaustive()
+    }
+}
+
+impl Debug for v1::DrillRecoveryRequest {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("DrillRecoveryRequest").finish_non_exhaustive()
+    }
+}
+
+impl Debug for v2::DecryptResponse {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("DecryptResponse").finish_non_exhaustive()
+    }
+}
+
+impl Debug for v2::EncryptRequest {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("EncryptRequest").field("uid", &self.uid).finish_non_exhaustive()
     }
 }

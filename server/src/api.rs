@@ -19,15 +19,17 @@ use crate::{
     callers,
     config::Limits,
     error::Error,
-    listener::Peer,
+    listener::{ClientCertificate, Peer},
     shares::Shares,
 };
 
 mod approval;
 mod audit;
+mod ca;
 mod config;
 mod key;
 mod policy;
+mod root;
 mod secret;
 mod status;
 mod system;
@@ -70,7 +72,10 @@ impl Api {
             .record(start.elapsed().as_secs_f64());
         match result {
             Ok(value) => Ok(Response::new(value)),
-            Err(error) => Err(status::from_error(rpc, &error)),
+            Err(error) => {
+                self.broker.integrity.note(&error);
+                Err(status::from_error(rpc, &error))
+            }
         }
     }
 
@@ -79,12 +84,14 @@ impl Api {
     fn call<T>(&self, request: &Request<T>) -> Result<Call, Error> {
         let bearer = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
         let token = bearer.and_then(|value| value.strip_prefix("Bearer "));
-        let from = request.extensions().get::<Peer>().map(|peer| peer.0);
+        let peer = request.extensions().get::<Peer>();
+        let from = peer.map(|peer| peer.address);
         let nowhere = IpAddr::from([0; 4]);
         Ok(Call {
             _place: callers::place(&self.places, from.unwrap_or(nowhere), "the network address")?,
             request_id: self.broker.new_request_id()?,
             from,
+            certificate: peer.map_or(ClientCertificate::Missing, |peer| peer.certificate.clone()),
             token: token.map(|token| Zeroizing::new(token.to_owned())),
             approval: approval(request.metadata())?,
         })

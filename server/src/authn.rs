@@ -53,6 +53,25 @@ pub struct IssuerRecord {
     pub spec: IssuerSpec,
 }
 
+/// A CSI driver whose token was verified.
+///
+/// ```compile_fail,E0451
+/// fn forged(identity: std::sync::Arc<keyfold_core::identity::WorkloadIdentity>) -> keyfold_server::authn::DriverCaller {
+///     keyfold_server::authn::DriverCaller { identity }
+/// }
+/// ```
+#[derive(Debug)]
+pub struct DriverCaller {
+    identity: Arc<WorkloadIdentity>,
+}
+
+impl DriverCaller {
+    /// The driver, itself a pod.
+    pub fn identity(&self) -> &WorkloadIdentity {
+        &self.identity
+    }
+}
+
 /// A pod, and the CSI driver that presented its token. Both tokens were verified, against one issuer.
 ///
 /// ```compile_fail,E0451
@@ -201,6 +220,24 @@ impl Authenticator {
         self.keys.refresh(issuers);
     }
 
+    /// The CSI driver that presents this token. `issuers` are all that are configured now.
+    ///
+    /// # Errors
+    /// When the token is refused, or is no driver's.
+    pub async fn driver_caller(
+        &self,
+        token: &str,
+        issuers: &[IssuerRecord],
+    ) -> Result<DriverCaller, AuthnError> {
+        let (identity, issuer) = self.verified(&self.workloads, token, TokenOwner::Driver, issuers).await?;
+        if is_driver(&identity.subject, issuer) {
+            return Ok(DriverCaller { identity });
+        }
+        let refusal =
+            Refusal::NotADriver { subject: identity.subject.clone(), issuer: identity.issuer.clone() };
+        Err(AuthnError::refused(refusal).presented_by(&identity))
+    }
+
     /// The pod whose token a CSI driver presents with its own. `issuers` are all that are configured now.
     ///
     /// # Errors
@@ -211,13 +248,7 @@ impl Authenticator {
         driver_token: &str,
         issuers: &[IssuerRecord],
     ) -> Result<PodCaller, AuthnError> {
-        let (driver, driver_issuer) =
-            self.verified(&self.workloads, driver_token, TokenOwner::Driver, issuers).await?;
-        if !is_driver(&driver.subject, driver_issuer) {
-            let refusal =
-                Refusal::NotADriver { subject: driver.subject.clone(), issuer: driver.issuer.clone() };
-            return Err(AuthnError::refused(refusal).presented_by(&driver));
-        }
+        let driver = self.driver_caller(driver_token, issuers).await?.identity;
         let (identity, issuer) = self
             .verified(&self.workloads, pod_token, TokenOwner::Pod, issuers)
             .await

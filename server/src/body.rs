@@ -40,7 +40,7 @@ impl Default for Arrivals {
 impl Arrivals {
     /// Holds a request's body to the bounds.
     pub fn bound(&self, request: http::Request<tonic::body::Body>) -> http::Request<tonic::body::Body> {
-        let peer = request.extensions().get().map_or(IpAddr::from([0; 4]), |peer: &Peer| peer.0);
+        let peer = request.extensions().get().map_or(IpAddr::from([0; 4]), |peer: &Peer| peer.address);
         request.map(|body| {
             let (mut held, deadline) = (self.0.of(peer), Box::pin(sleep(ARRIVAL_MAX)));
             let fits = held.grow(REQUEST_BYTES).is_ok();
@@ -97,7 +97,7 @@ mod tests {
 
     async fn sent(arrivals: &Arrivals, peer: u8, bytes: usize) -> Result<tonic::body::Body, Status> {
         let mut request = http::Request::new(tonic::body::Body::new(Full::new(Bytes::from(vec![0; bytes]))));
-        request.extensions_mut().insert(Peer(IpAddr::from([10, 0, 0, peer])));
+        request.extensions_mut().insert(Peer::at(IpAddr::from([10, 0, 0, peer])));
         let mut body = arrivals.bound(request).into_body();
         body.frame().await.unwrap().map(|_| body)
     }

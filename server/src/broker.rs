@@ -15,7 +15,6 @@ use keyfold_core::{
     policy,
     refusal::Refusal,
 };
-use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -23,15 +22,21 @@ use zeroize::Zeroizing;
 
 use crate::{
     authn::{Authenticator, AuthnError},
+    ca::Authorities,
     callers::{Callers, Places},
     directory::{Directory, Snapshot},
     error::Error,
+    integrity::{marks::Reached, row_macs::RowMacs, watch::Integrity},
     k8s::ApiServers,
-    keys::keyring::number,
+    keys::{
+        keyring::{Keyring, number},
+        worker::Worker,
+    },
+    listener::ClientCertificate,
     seal::Seal,
     shares::Share,
     store::{
-        Isolation, Store, audit,
+        Isolation, Store, Tx, audit, integrity_head,
         objects::{self, Standing},
         secret_versions::{self, StoredVersion},
     },
@@ -40,13 +45,21 @@ use crate::{
 pub mod approvals;
 pub mod audit_log;
 mod authorise;
+pub mod ca;
+pub mod compromise;
 pub mod config;
+pub mod destruction;
+pub mod drill;
 pub mod explain;
 mod folding;
+pub mod key_status;
 pub mod keys;
 mod lease;
+pub mod recovery;
+pub mod root;
 pub mod secrets;
 pub mod system;
+mod unseal;
 mod work;
 mod workload;
 
@@ -54,7 +67,8 @@ use folding::Folding;
 use lease::Lease;
 
 /// Why appending an entry needs no stronger isolation.
-const APPEND: Isolation = Isolation::ReadCommitted { because: "the head row's lock orders all appends" };
+pub(crate) const APPEND: Isolation =
+    Isolation::ReadCommitted { because: "the head row's lock orders all appends" };
 
 /// Most bytes of one volume's secrets, encrypted, together.
 const ISSUE_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -68,11 +82,19 @@ pub struct Broker {
     pub(crate) authenticator: Authenticator,
     pub(crate) directory: Directory,
     pub(crate) api_servers: ApiServers,
-    pub(crate) seal: Seal,
+    pub(crate) seal: Arc<Seal>,
+    pub(crate) integrity: Arc<Integrity>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) folding: Folding,
     pub(crate) callers: Callers,
+    pub(crate) worker: Worker,
+    pub(crate) drills: drill::Drills,
+    /// Names this process in entries.
+    pub(crate) replica: Uuid,
+    pub(crate) authorities: Authorities,
+    /// Whether pods' secrets are issued only to drivers that have shown a certificate.
+    pub(crate) requires_driver_certificate: bool,
 }
 
 /// What every operation knows of its call.
@@ -81,6 +103,8 @@ pub struct Call {
     pub request_id: Uuid,
     /// Where it came from.
     pub from: Option<IpAddr>,
+    /// What its connection's client has shown.
+    pub certificate: ClientCertificate,
     /// The token of its `authorization` metadata.
     pub token: Option<Zeroizing<String>>,
     /// The plan of its `keyfold-approval` metadata.
@@ -102,6 +126,7 @@ impl Call {
             driver: None,
             operation,
             approval: None,
+            generation: None,
         }
     }
 }
@@ -174,12 +199,14 @@ impl Broker {
     /// A refusal that names every refused item; `Sealed`; those of Postgres.
     pub async fn issue(&self, call: &Call, request: &IssueRequest<'_>) -> Result<Issued, Error> {
         let keyring = self.seal.keyring()?;
+        // Whoever moves DEKs gives way when pods have to wait.
+        let _measured = self.worker.pace.issue();
         let mut snapshot = self.directory.current().await?;
         let mut rounds = 1;
         let (role, versions, lease_expires_at, _places) = loop {
             let mut draft = Draft::new(call.record(Actor::unknown(), request.operation()));
             // 1 to 3: who is it, what may it have, what is stored?
-            let decision = self.decide(call, request, &snapshot, &mut draft).await;
+            let decision = self.decide(call, request, &keyring, &snapshot, &mut draft).await;
             // Nobody is refused by what another replica has changed a moment ago.
             if matches!(decision, Err(Error::Refused(_)))
                 && rounds < ROUNDS_MAX
@@ -205,7 +232,8 @@ impl Broker {
             }
         };
 
-        // 5. Only now is anything decrypted.
+        // 5. Only now is anything decrypted, and nothing by a compromised key.
+        let versions = self.without_compromised_keys(&keyring, versions).await?;
         let mut secrets = Vec::with_capacity(versions.len());
         let mut connection = self.store.connection().await?;
         for version in versions {
@@ -219,6 +247,7 @@ impl Broker {
         &self,
         call: &Call,
         request: &IssueRequest<'_>,
+        keyring: &Keyring,
         snapshot: &Snapshot,
         draft: &mut Draft,
     ) -> Result<(ObjectName, Vec<StoredVersion>), Error> {
@@ -232,6 +261,7 @@ impl Broker {
         draft.record.actor = Actor::pod(caller.identity());
         draft.record.driver = Some(Box::new(caller.driver().into()));
         draft.places = Some(self.callers.of_pod(&caller)?);
+        call.check_certificate(caller.driver(), self.requires_driver_certificate, self.now())?;
 
         // 2. What may it have? On another node it is nothing, whatever the roles say.
         let driver_node = caller.driver().node.as_ref();
@@ -252,7 +282,9 @@ impl Broker {
 
         // 3. What is stored?
         let paths: Vec<String> = granted.iter().map(|(item, _)| item.path.to_string()).collect();
-        let found = secret_versions::current(&mut *self.store.connection().await?, &paths).await?;
+        let mut connection = self.store.connection().await?;
+        let found = secret_versions::current(&mut connection, keyring.row_macs(), &paths).await?;
+        drop(connection);
         let mut found: HashMap<_, _> = found.into_iter().map(|found| (found.path.clone(), found)).collect();
         let missing = granted.iter().filter(|(item, _)| !found.contains_key(item.path.as_str()));
         let missing = required(missing.map(|(item, _)| *item));
@@ -340,15 +372,33 @@ impl Broker {
             .await
     }
 
-    /// Appends one entry. Best a transaction's last statement, for it locks the head row.
-    pub(crate) async fn append(
+    /// Appends one entry, and carries what the transaction has changed of guarded rows into the integrity head. Best a
+    /// transaction's last statement, for it locks the head rows.
+    pub(crate) async fn append(&self, tx: &mut Tx, record: &Record, outcome: &Outcome) -> Result<(), Error> {
+        if !tx.changes().is_empty() {
+            return self.append_guarded(tx, self.seal.keyring()?.row_macs(), record, outcome).await;
+        }
+        let at = self.now();
+        let index = audit::append(tx, at, &Entry::new(at, record.clone(), outcome.clone())).await?;
+        tx.reaches(Reached { audit_size: index + 1, ..Default::default() });
+        Ok(())
+    }
+
+    /// The same for a transaction that changed guarded rows, also where the server does not serve yet.
+    pub(crate) async fn append_guarded(
         &self,
-        connection: &mut PgConnection,
+        tx: &mut Tx,
+        macs: &RowMacs,
         record: &Record,
         outcome: &Outcome,
     ) -> Result<(), Error> {
         let at = self.now();
-        audit::append(connection, at, &Entry::new(at, record.clone(), outcome.clone())).await
+        let changes = std::mem::take(tx.changes());
+        let head = integrity_head::lock(tx, macs).await?.after(tx, &changes, at).await?;
+        let record = Record { generation: Some(head.generation.cast_unsigned()), ..record.clone() };
+        let index = audit::append(tx, at, &Entry::new(at, record, outcome.clone())).await?;
+        tx.reaches(Reached { generation: head.generation, audit_size: index + 1, revision: 0 });
+        integrity_head::write(tx, macs, &head).await
     }
 
     /// An id that joins a call's entries.

@@ -6,7 +6,7 @@ use std::hash::Hash;
 use keyfold_core::identity::WorkloadIdentity;
 
 use crate::{
-    authn::{OperatorCaller, PodCaller},
+    authn::{DriverCaller, OperatorCaller, PodCaller},
     config::Limits,
     error::Error,
     shares::{Full, Share, Shares},
@@ -42,12 +42,23 @@ impl Callers {
     /// # Errors
     /// `CallerOverloaded`.
     pub fn of_pod(&self, caller: &PodCaller) -> Result<Places, Error> {
-        let (driver, pod) = (caller.driver(), caller.identity());
-        // Before Kubernetes 1.32 a token names no node; then the driver's own pod stands for it.
-        let node = driver.node.as_ref().unwrap_or(&driver.pod);
-        let driver = place(&self.drivers, key(driver, &node.uid), "the driver")?;
+        let (driver, pod) = (self.place_of_driver(caller.driver())?, caller.identity());
         let pod = place(&self.pods, key(pod, &pod.pod.uid), "the pod")?;
         Ok(Places { _held: vec![driver, pod] })
+    }
+
+    /// A driver's request on its own behalf.
+    ///
+    /// # Errors
+    /// `CallerOverloaded`.
+    pub fn of_driver(&self, caller: &DriverCaller) -> Result<Places, Error> {
+        Ok(Places { _held: vec![self.place_of_driver(caller.identity())?] })
+    }
+
+    fn place_of_driver(&self, driver: &WorkloadIdentity) -> Result<Share<String>, Error> {
+        // Before Kubernetes 1.32 a token names no node; then the driver's own pod stands for it.
+        let node = driver.node.as_ref().unwrap_or(&driver.pod);
+        place(&self.drivers, key(driver, &node.uid), "the driver")
     }
 
     /// An operator's request.

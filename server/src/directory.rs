@@ -2,6 +2,9 @@
 //!
 //! Invariant: what `current` gives was confirmed by Postgres within `max_staleness`. Who decides on it confirms the
 //! objects concerned once more in the transaction of the audit entry, so that nothing is allowed by what no longer stands.
+//!
+//! Invariant: a snapshot holds all that servers wrote, as they wrote it, and nothing else: what does not fit its MAC, or
+//! does not come to the integrity head together, is not taken, and nothing is decided until it is mended.
 
 use std::{
     collections::HashMap,
@@ -11,6 +14,7 @@ use std::{
 
 use keyfold_core::{
     condition::Condition,
+    key::RotationPolicy,
     name::ObjectName,
     object::{ApprovalRuleSpec, Kind, Spec},
     policy::AppRole,
@@ -21,9 +25,10 @@ use tokio::{sync::Mutex, time::Instant};
 use crate::{
     authn::{AdminToken, IssuerRecord},
     error::Error,
+    integrity::{scrub::check_declared, watch::Integrity},
     store::{
-        Store, admin_tokens,
-        objects::{self, Object, Standing},
+        KEYS_CHANNEL, Store, integrity_head,
+        objects::{Object, Standing},
     },
 };
 
@@ -34,6 +39,8 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub struct Snapshot {
     revision: i64,
+    /// Of all that was read, as the integrity head states it.
+    digest: Vec<u8>,
     /// Whether all that was read could be looked at.
     is_whole: bool,
     standings: HashMap<(Kind, ObjectName), Standing>,
@@ -47,6 +54,8 @@ pub struct Snapshot {
     pub operator_roles: Vec<OperatorRole>,
     /// By name.
     pub approval_rules: Vec<(ObjectName, ApprovalRuleSpec)>,
+    /// The policies of keyspaces that have one.
+    pub rotations: HashMap<ObjectName, RotationPolicy>,
     /// Those that are not revoked.
     pub admin_tokens: Vec<AdminToken>,
 }
@@ -67,7 +76,9 @@ impl Snapshot {
     fn add(&mut self, object: &Object) -> Result<(), Error> {
         let name = object.name.clone();
         match object.spec() {
-            Ok(Spec::Keyspace(_)) => {}
+            Ok(Spec::Keyspace(spec)) => {
+                self.rotations.extend(spec.rotation.map(|rotation| (name.clone(), rotation)));
+            }
             Ok(Spec::Issuer(spec)) => {
                 let generation = object.generation;
                 self.issuers.push(IssuerRecord { name: name.clone(), generation, spec });
@@ -130,9 +141,27 @@ pub struct Directory {
 
 struct Reader {
     store: Store,
+    integrity: Arc<Integrity>,
     held: RwLock<Option<Held>>,
     /// One reading at a time: all who wait are served by what it found, or share its failure, which began then.
-    reading: Mutex<Option<Instant>>,
+    reading: Mutex<Option<(Instant, Failure)>>,
+}
+
+/// Why a reading failed, for those who share it.
+#[derive(Clone, Copy)]
+enum Failure {
+    Database,
+    /// Which table is not as servers wrote it.
+    Integrity(&'static str),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Database => Self::Database(sqlx::Error::PoolTimedOut),
+            Failure::Integrity(table) => Self::Integrity { table, what: "see above".into() },
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -144,8 +173,8 @@ struct Held {
 
 impl Directory {
     /// Empty at first: the first use reads.
-    pub fn new(store: Store, max_staleness: Duration) -> Self {
-        let reader = Reader { store, held: RwLock::default(), reading: Mutex::default() };
+    pub fn new(store: Store, integrity: Arc<Integrity>, max_staleness: Duration) -> Self {
+        let reader = Reader { store, integrity, held: RwLock::default(), reading: Mutex::default() };
         Self { max_staleness, reader: Arc::new(reader) }
     }
 
@@ -174,8 +203,9 @@ impl Directory {
         }
     }
 
-    /// Keeps the snapshot confirmed, so that calls need not wait for Postgres. Never ends.
-    pub async fn follow(&self) {
+    /// Keeps the snapshot confirmed, so that calls need not wait for Postgres, and tells `keys_changed` when Postgres tells
+    /// that on the same connection. Never ends.
+    pub async fn follow(&self, keys_changed: impl Fn()) {
         let mut listener = None;
         let mut listen_at = Instant::now();
         loop {
@@ -189,7 +219,11 @@ impl Directory {
             match &mut listener {
                 Some(listening) => tokio::select! {
                     () = pause => {}
-                    heard = listening.recv() => if heard.is_err() { listener = None },
+                    heard = listening.recv() => match heard {
+                        Ok(heard) if heard.channel() == KEYS_CHANNEL => keys_changed(),
+                        Ok(_) => {}
+                        Err(_) => listener = None,
+                    },
                 },
                 None => pause.await,
             }
@@ -218,36 +252,102 @@ impl Reader {
         if let Some(snapshot) = self.confirmed_since(oldest) {
             return Ok(snapshot);
         }
-        if failed_at.is_some_and(|at| at >= oldest) {
-            return Err(Error::Database(sqlx::Error::PoolTimedOut));
+        if let Some((_, failure)) = failed_at.filter(|(at, _)| *at >= oldest) {
+            return Err(failure.into());
         }
         let confirmed_at = Instant::now();
         let read = self.read().await;
-        *failed_at = read.is_err().then_some(confirmed_at);
+        if let Err(error) = &read {
+            self.integrity.note(error);
+        }
+        *failed_at = match &read {
+            // A server that is sealed may be unsealed a moment later.
+            Ok(_) | Err(Error::NotInitialized | Error::Sealed(_)) => None,
+            Err(Error::Integrity { table, .. }) => Some((confirmed_at, Failure::Integrity(table))),
+            Err(_) => Some((confirmed_at, Failure::Database)),
+        };
         let snapshot = read?;
         *self.held.write().unwrap_or_else(PoisonError::into_inner) =
             Some(Held { snapshot: Arc::clone(&snapshot), confirmed_at });
         Ok(snapshot)
     }
 
-    /// The revision is read first: what is newer than it is found again by the next look.
+    /// One small read tells whether what is held still stands. What is newer is read at one moment, so that it is compared
+    /// with the integrity head of that moment.
     async fn read(&self) -> Result<Arc<Snapshot>, Error> {
-        let mut connection = self.store.declared().await?;
-        let revision = objects::revision(&mut connection).await?;
+        let keyring = self.integrity.keyring()?;
+        let macs = keyring.row_macs();
+        let floor = self.integrity.floor();
+        let standing = {
+            let mut connection = self.store.declared().await?;
+            integrity_head::find(&mut connection, macs).await?
+        };
+        self.integrity.saw(floor, &standing)?;
         let before = self.held.read().unwrap_or_else(PoisonError::into_inner).clone();
         let before = before.map(|held| held.snapshot);
-        if let Some(unchanged) =
-            before.clone().filter(|before| before.revision == revision && before.is_whole)
-        {
+        if let Some(unchanged) = before.clone().filter(|before| {
+            before.revision == standing.revision
+                && before.digest == standing.head.declared_digest
+                && before.is_whole
+        }) {
             return Ok(unchanged);
         }
-        let mut snapshot = Snapshot { revision, is_whole: true, ..Default::default() };
-        snapshot.admin_tokens = admin_tokens::live(&mut connection).await?;
-        for object in objects::list(&mut connection, None).await? {
-            snapshot.add(&object)?;
+        let mut moment = self.store.declared_moment().await?;
+        let standing = integrity_head::find(&mut moment, macs).await?;
+        let (objects, admin_tokens) = check_declared(&mut moment, macs, &standing.head).await?;
+        drop(moment);
+        let mut snapshot = Snapshot {
+            revision: standing.revision,
+            digest: standing.head.declared_digest,
+            is_whole: true,
+            admin_tokens,
+            ..Default::default()
+        };
+        for object in &objects {
+            snapshot.add(object)?;
         }
-        drop(connection);
         snapshot.compile_conditions(before.as_deref()).await?;
         Ok(Arc::new(snapshot))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::OffsetDateTime;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn object(kind: Kind, name: &str, spec_json: &str) -> Object {
+        Object {
+            id: Uuid::nil(),
+            kind,
+            name: ObjectName::try_from(name).unwrap(),
+            spec_json: spec_json.into(),
+            generation: 1,
+            updated_at: OffsetDateTime::UNIX_EPOCH,
+            mac: Vec::new(),
+        }
+    }
+
+    /// Such as one of a newer server, after a downgrade: its MAC fits.
+    #[test]
+    fn an_object_that_cannot_be_read_gives_no_right_and_those_beside_it_stand() {
+        let bind = r#"[{"issuer":"dev","namespaces":["a"],"serviceAccounts":["a"]}]"#;
+        let grants = r#"[{"path":"payments/*","allow":["read"]}]"#;
+        let good = format!(r#"{{"bind":{bind},"grants":{grants}}}"#);
+        let mut snapshot = Snapshot::default();
+        for (name, spec) in [("newer", r#"{"tomorrow":1}"#), ("good", good.as_str())] {
+            snapshot.add(&object(Kind::AppRole, name, spec)).unwrap();
+        }
+        let names: Vec<_> = snapshot.app_roles.iter().map(|role| role.name.as_str()).collect();
+        assert_eq!(names, ["good"]);
+        assert!(snapshot.standing(Kind::AppRole, &ObjectName::try_from("newer").unwrap()).is_none());
+    }
+
+    #[test]
+    fn an_approval_rule_that_cannot_be_read_is_not_taken_for_none() {
+        let added = Snapshot::default().add(&object(Kind::ApprovalRule, "newer", r#"{"tomorrow":1}"#));
+        assert!(matches!(added, Err(Error::Corrupt(_))));
     }
 }

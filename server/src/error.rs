@@ -1,5 +1,5 @@
-//! What can go wrong in an operation. The text of every variant may reach the caller, save `Database` and `Corrupt`,
-//! whose details are for the log.
+//! What can go wrong in an operation. The text of every variant may reach the caller, save `Database`, `Corrupt` and
+//! `Integrity`, whose details are for the log.
 
 use keyfold_core::{
     entropy::EntropyError, envelope::SealError, name::NameError, object::ObjectError, path::PathError,
@@ -45,12 +45,41 @@ pub enum Error {
     /// Stored data is not what was stored.
     #[error("stored data failed its integrity check: see the server's log")]
     Corrupt(String),
+    /// A guarded row is not what a server wrote. The caller is told what `Corrupt` tells.
+    #[error("stored data failed its integrity check: see the server's log")]
+    Integrity {
+        /// The row's table.
+        table: &'static str,
+        /// Which row, and what is wrong with it.
+        what: String,
+    },
     /// The system gave no randomness.
     #[error("the system gave no randomness")]
     Entropy,
     /// What the operation was decided on changed meanwhile.
     #[error("the app role or the issuer was changed meanwhile: try again")]
     Busy,
+    /// The root key was changed, and this replica has not taken on what came with it.
+    #[error("the root key was changed a moment ago: try again")]
+    RootChanged,
+    /// This replica cannot tell the others that it lives, so it may not hold the newest keys.
+    #[error(
+        "this replica has lost touch with the database, and does not encrypt until it has it again: try again, or ask another replica"
+    )]
+    HeartbeatLost,
+    /// A new version of the key is being handed to the replicas already.
+    #[error("version {0} of the key is being handed to the replicas already")]
+    TurnUnderWay(u32),
+    /// A turn has begun, and did not end within the request's time.
+    #[error(
+        "version {version} was made and becomes active by itself, do not rotate again; it waits for {waits_for}"
+    )]
+    TurnWaits {
+        /// The new version.
+        version: u32,
+        /// What keeps it from being active.
+        waits_for: String,
+    },
     /// As many requests are in work as may be.
     #[error("the server is at its bound of requests in work: try again")]
     Overloaded,
@@ -74,15 +103,19 @@ impl Error {
             Self::Refused(refusal) => refusal.code(),
             Self::Invalid(_) => "invalid",
             Self::NotFound(_) => "not-found",
-            Self::Conflict(_) => "conflict",
+            // One that waits for the turn under way gets no answer yet; who waits no longer gets a conflict.
+            Self::Conflict(_) | Self::TurnUnderWay(_) => "conflict",
             Self::NotInitialized => "not-initialized",
             Self::Sealed(_) => "sealed",
             Self::IssuerUnavailable(_) => "issuer-unavailable",
             Self::ApiServerUnavailable(_) => "api-server-unavailable",
             Self::Database(_) => "database",
-            Self::Corrupt(_) => "corrupt",
+            Self::Corrupt(_) | Self::Integrity { .. } => "corrupt",
             Self::Entropy => "entropy",
             Self::Busy => "busy",
+            Self::RootChanged => "root-changed",
+            Self::HeartbeatLost => "heartbeat-lost",
+            Self::TurnWaits { .. } => "turn-waits",
             Self::Overloaded => "overloaded",
             Self::CallerOverloaded { .. } => "caller-overloaded",
             Self::TooSlow => "too-slow",
@@ -110,7 +143,13 @@ impl From<Unavailable> for Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        let code = error.as_database_error().and_then(|error| error.code());
+        let database = error.as_database_error();
+        let code = database.and_then(|error| error.code());
+        // What a key was to be wrapped by is no longer there.
+        let constraint = database.and_then(|error| error.constraint());
+        if matches!(constraint, Some("keks_rwk_id_fkey" | "recovery_keys_rwk_id_fkey")) {
+            return Self::RootChanged;
+        }
         // character_not_in_repertoire: Postgres's text holds every character of ours but NUL.
         match code.as_deref() {
             Some("22021") => Self::Invalid("a text of the request holds a NUL character".into()),

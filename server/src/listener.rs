@@ -1,11 +1,7 @@
 //! Connections: TLS 1.3 only, with bounds on how many there are and how long a handshake may take.
 
-use std::{collections::VecDeque, fs, io, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, net::IpAddr, sync::Arc, time::Duration};
 
-use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-};
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
@@ -17,49 +13,29 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Limits, Tls},
+    config::Limits,
     shares::{Full, Share, Shares},
 };
 
+mod certificate;
 mod connection;
+mod serving;
 
+pub use certificate::{ClientCertificate, DriverCertificate, driver_uri};
 pub use connection::{Connection, Peer};
+pub use serving::{Serving, ServingTls};
 
 /// What a client of HTTP/2 sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Reads the serving certificate.
-///
-/// # Errors
-/// Names the file and what is wrong with it.
-pub fn tls_config(tls: &Tls) -> Result<ServerConfig, String> {
-    let certificate = fs::read(&tls.certificate_file)
-        .map_err(|error| format!("tls.certificate_file {}: {error}", tls.certificate_file.display()))?;
-    let chain = CertificateDer::pem_slice_iter(&certificate)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|_| format!("tls.certificate_file {} is not PEM", tls.certificate_file.display()))?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key_file).map_err(|_| {
-        format!("tls.key_file {} holds no readable private key in PEM", tls.key_file.display())
-    })?;
-    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|error| error.to_string())?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|error| format!("tls: certificate and key do not fit: {error}"))?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
-}
-
 /// Accepts connections until `shutdown`, and gives those whose handshake succeeded and that began to speak HTTP/2.
 pub fn accept(
     listener: TcpListener,
-    tls: ServerConfig,
+    tls: Arc<ServingTls>,
     limits: &Limits,
     shutdown: CancellationToken,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(64);
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
     let handshake_max = Duration::from_secs(limits.handshake_secs);
     let places = Shares::new(limits.connections, limits.connections_per_peer);
     let mut handshakes = Handshakes::new(limits.connections);
@@ -82,7 +58,7 @@ pub fn accept(
             }
             // Beyond the bound a connection is closed at once, rather than left waiting.
             let Ok(place) = place else { continue };
-            let handshake = handshake(acceptor.clone(), tcp, place, handshake_max, sender.clone());
+            let handshake = handshake(tls.now(), tcp, place, handshake_max, sender.clone());
             handshakes.add(tokio::spawn(handshake));
         }
     });
@@ -123,16 +99,21 @@ impl Handshakes {
 }
 
 async fn handshake(
-    acceptor: TlsAcceptor,
+    serving: Serving,
     tcp: TcpStream,
     place: Share<IpAddr>,
     handshake_max: Duration,
     sender: mpsc::Sender<io::Result<Connection>>,
 ) {
     let _ = tcp.set_nodelay(true);
+    let acceptor = TlsAcceptor::from(serving.config);
     match tokio::time::timeout(handshake_max, open(&acceptor, tcp)).await {
         Ok(Ok(stream)) => {
-            let _ = sender.send(Ok(Connection::new(stream, PREFACE, place))).await;
+            let certificate = match serving.asks_for_certificate {
+                true => ClientCertificate::verified(stream.get_ref().1.peer_certificates()),
+                false => ClientCertificate::NotAsked,
+            };
+            let _ = sender.send(Ok(Connection::new(stream, PREFACE, certificate, place))).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, "handshake failed"),
         Err(_) => tracing::debug!("handshake took too long"),

@@ -4,6 +4,7 @@ use std::{fs, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Parser, Subcommand};
 use keyfold_core::clock::SystemClock;
+use keyfold_memory::WipingAllocator;
 use keyfold_server::{
     config::{Config, ENVIRONMENT_PREFIX},
     open_files, serve, store, telemetry,
@@ -25,14 +26,22 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Serve (the default).
-    Serve,
+    Serve {
+        /// Take, once, a database that is older than the configuration's integrity.pin_file says, such as one that was
+        /// restored on purpose. That goes into the audit log. What was changed since is gone: read docs/operating.md.
+        #[arg(long)]
+        accept_older_database: bool,
+    },
     /// Bring the database's schema to this server's version, then exit.
     Migrate,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run(Arguments::parse()).await {
+#[global_allocator]
+static ALLOCATOR: WipingAllocator = WipingAllocator;
+
+fn main() -> ExitCode {
+    // Before the runtime, which starts threads.
+    match keyfold_memory::harden().and_then(|()| run(Arguments::parse())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("keyfold-server: {error}");
@@ -41,6 +50,7 @@ async fn main() -> ExitCode {
     }
 }
 
+#[tokio::main]
 async fn run(arguments: Arguments) -> Result<(), String> {
     let file = arguments.config;
     let yaml = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
@@ -57,7 +67,9 @@ async fn run(arguments: Arguments) -> Result<(), String> {
         telemetry::serve_metrics(metrics)?;
     }
     open_files::raise_limit(&config);
-    let bound = serve::bind(config, Arc::new(SystemClock)).await?;
+    keyfold_memory::reserve().map_err(|error| error.to_string())?;
+    let accept_older = matches!(arguments.command, Some(Command::Serve { accept_older_database: true }));
+    let bound = serve::bind(config, Arc::new(SystemClock), accept_older).await?;
     tracing::info!(address = %bound.address()?, "listening");
     bound.serve(stop_on_signal()?).await
 }

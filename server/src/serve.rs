@@ -10,8 +10,9 @@ use keyfold_proto::{
     DESCRIPTORS,
     keyfold::v1::{
         approval_service_server::ApprovalServiceServer, audit_service_server::AuditServiceServer,
-        config_service_server::ConfigServiceServer, key_service_server::KeyServiceServer,
-        policy_service_server::PolicyServiceServer, secret_service_server::SecretServiceServer,
+        certificate_service_server::CertificateServiceServer, config_service_server::ConfigServiceServer,
+        key_service_server::KeyServiceServer, policy_service_server::PolicyServiceServer,
+        root_service_server::RootServiceServer, secret_service_server::SecretServiceServer,
         system_service_server::SystemServiceServer, workload_service_server::WorkloadServiceServer,
     },
 };
@@ -25,18 +26,26 @@ use crate::{
     api::Api,
     authn::Authenticator,
     body::Arrivals,
-    broker::Broker,
+    broker::{Broker, drill::Drills},
+    ca::{Authorities, keeper},
     callers::Callers,
     config::{Config, Limits},
     directory::Directory,
+    integrity::watch::Integrity,
     k8s::ApiServers,
-    listener, seal,
+    keys::{root::RootKeys, worker::Worker},
+    listener,
+    listener::ServingTls,
+    seal,
     seal::Seal,
     store::Store,
 };
 
 /// How often the server looks whether it can serve.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often the server looks whether the root key that it no longer needs could be had.
+const ROOT_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long the first look at the database may keep the server from accepting connections.
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(2);
@@ -54,36 +63,54 @@ const CONNECTION_AGE_MAX: Duration = Duration::from_secs(30 * 60);
 const WORKLOAD_REQUEST_BYTES: usize = 128 * 1024;
 /// The longest request that holds a few names.
 const SMALL_REQUEST_BYTES: usize = 16 * 1024;
+/// The longest request that holds 255 shares.
+const SHARES_REQUEST_BYTES: usize = 32 * 1024;
 
 /// A server that has bound its socket.
 pub struct Bound {
     broker: Arc<Broker>,
     listener: TcpListener,
-    tls: rustls::ServerConfig,
+    tls: Arc<ServingTls>,
     config: Config,
     api: Api,
 }
 
 /// Reads what the configuration names and binds the socket. Neither the database nor the root key need be there yet.
+/// With `accept_older` a database is taken that is older than the pin file says.
 ///
 /// # Errors
 /// Names the key of the configuration that cannot be used, and why.
-pub async fn bind(config: Config, clock: Arc<dyn Clock>) -> Result<Bound, String> {
-    let tls = listener::tls_config(&config.tls)?;
+pub async fn bind(config: Config, clock: Arc<dyn Clock>, accept_older: bool) -> Result<Bound, String> {
+    config.ca.check()?;
+    if let Some(names) = &config.tls.internal {
+        names.subject_alt_names().map_err(|error| error.to_string())?;
+    }
+    let tls = Arc::new(ServingTls::new(config.tls.clone(), clock.clone())?);
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
+    let roots = RootKeys::new(&config.root_key, config.previous_root_key.as_ref(), Arc::clone(&entropy))?;
     let store = Store::new(&config.database)?;
     let max_staleness = Duration::from_millis(config.database.max_staleness_millis);
+    let seal = Arc::new(Seal::new(roots, config.recovery.key_id));
+    let replica = entropy.uuid().map_err(|error| error.to_string())?;
+    let integrity =
+        Arc::new(Integrity::new(config.integrity.clone(), Arc::clone(&seal), store.marks(), accept_older));
     let broker = Broker {
-        directory: Directory::new(store.clone(), max_staleness),
+        directory: Directory::new(store.clone(), Arc::clone(&integrity), max_staleness),
         api_servers: ApiServers::new(config.kubeconfig_dir.clone(), clock.clone(), Default::default()),
         store,
         authenticator: Authenticator::new(clock.clone(), config.jwks_dir.clone())
             .map_err(|error| error.to_string())?,
-        seal: Seal::new(config.root_key.clone()),
+        replica,
+        seal,
+        integrity,
         clock,
         entropy,
         folding: Default::default(),
         callers: Callers::new(&config.limits),
+        drills: Drills::new(&config.recovery, &config.database)?,
+        worker: Worker::new(replica, &config.keys),
+        authorities: Authorities::new(config.ca.clone()),
+        requires_driver_certificate: config.tls.require_driver_certificate,
     };
     let broker = Arc::new(broker);
     let api = Api::new(Arc::clone(&broker), config.bootstrap_token_file.clone(), &config.limits);
@@ -102,6 +129,11 @@ impl Bound {
         self.listener.local_addr().map_err(|error| error.to_string())
     }
 
+    /// What the server does, for tests that call it without a socket.
+    pub fn broker(&self) -> Arc<Broker> {
+        Arc::clone(&self.broker)
+    }
+
     /// Serves until `shutdown`, then finishes the calls that are in work.
     ///
     /// # Errors
@@ -114,8 +146,20 @@ impl Bound {
         // The first answer should be true; a database that is away must not keep the server from saying so.
         let _ = tokio::time::timeout(FIRST_LOOK_MAX, self.broker.refresh()).await;
         let broker = Arc::clone(&self.broker);
-        let follower = tokio::spawn(async move { broker.directory.follow().await });
+        let follower = tokio::spawn(async move { broker.directory.follow(|| broker.worker.wake()).await });
+        let broker = Arc::clone(&self.broker);
+        let heart = tokio::spawn(async move { broker.keep_beating().await });
+        let broker = Arc::clone(&self.broker);
+        let steerer = tokio::spawn(async move { broker.steer_keys().await });
+        let broker = Arc::clone(&self.broker);
+        let mover = tokio::spawn(async move { broker.move_deks().await });
+        let stopping = Arc::clone(&self.broker);
+        let broker = Arc::clone(&self.broker);
+        let scrubber = tokio::spawn(async move { broker.watch_integrity().await });
         let refresher = tokio::spawn(refresh_keys(Arc::clone(&self.broker)));
+        let (names, tls) = (self.config.tls.internal.clone(), Arc::clone(&self.tls));
+        let keeper = tokio::spawn(keeper::keep(Arc::clone(&self.broker), tls, names));
+        let root_checker = tokio::spawn(check_root(Arc::clone(&self.broker)));
         let watcher = tokio::spawn(watch(self.broker, reporter));
         let incoming = listener::accept(self.listener, self.tls, limits, shutdown.clone());
         let services =
@@ -141,9 +185,10 @@ impl Bound {
             served = served => served.map_err(|error| format!("the server stopped: {error}")),
             () = patience => Ok(()),
         };
-        for task in [watcher, refresher, follower] {
+        for task in [root_checker, heart, steerer, mover, scrubber, keeper, watcher, refresher, follower] {
             task.abort();
         }
+        stopping.say_farewell().await;
         done
     }
 }
@@ -160,7 +205,9 @@ fn services(api: Api, limits: &Limits) -> Result<Routes, String> {
     let key = KeyServiceServer::new(api.clone());
     let audit = AuditServiceServer::new(api.clone());
     let approval = ApprovalServiceServer::new(api.clone());
+    let certificate = CertificateServiceServer::new(api.clone());
     let policy = PolicyServiceServer::new(api.clone());
+    let root = RootServiceServer::new(api.clone());
     let system = SystemServiceServer::new(api);
     Ok(Routes::new(reflection.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(workload.max_decoding_message_size(WORKLOAD_REQUEST_BYTES))
@@ -168,8 +215,10 @@ fn services(api: Api, limits: &Limits) -> Result<Routes, String> {
         .add_service(config.max_decoding_message_size(limits.request_bytes))
         .add_service(key.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(approval.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(certificate.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(audit.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(policy.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(root.max_decoding_message_size(SHARES_REQUEST_BYTES))
         .add_service(system.max_decoding_message_size(SMALL_REQUEST_BYTES)))
 }
 
@@ -180,6 +229,14 @@ async fn refresh_keys(broker: Arc<Broker>) {
             broker.authenticator.refresh_keys(&declared.issuers);
         }
         tokio::time::sleep(WATCH_INTERVAL).await;
+    }
+}
+
+/// Looks from time to time whether the root key could be had again: nothing needs it until the next start.
+async fn check_root(broker: Arc<Broker>) {
+    loop {
+        broker.seal.check_root(&broker.store).await;
+        tokio::time::sleep(ROOT_CHECK_INTERVAL).await;
     }
 }
 
@@ -199,9 +256,12 @@ async fn watch(broker: Arc<Broker>, reporter: HealthReporter) {
             tracing::info!(state = %status, "state");
             told = Some(status);
         }
+        if let Err(error) = broker.append_integrity_failures().await {
+            tracing::warn!(%error, "a failure of integrity could not be written into the audit log");
+        }
         if let Err(error) = broker.append_folded().await {
             tracing::warn!(%error, "folded refusals could not be written");
         }
-        tokio::time::sleep(WATCH_INTERVAL).await;
+        broker.seal.next_look(WATCH_INTERVAL).await;
     }
 }

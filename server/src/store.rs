@@ -3,6 +3,8 @@
 use std::{
     fs,
     ops::{Deref, DerefMut},
+    path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,25 +14,51 @@ use sqlx::{
 };
 use tokio::time::Instant;
 
-use crate::{config, error::Error};
+use crate::{
+    config,
+    error::Error,
+    integrity::{
+        Changes,
+        marks::{Marks, Reached},
+    },
+};
 
 pub mod admin_tokens;
 pub mod audit;
+pub mod ca_certificates;
 pub mod deks;
+pub mod destruction_certificates;
+pub mod exposure;
 pub mod installation;
+pub mod integrity_head;
 pub mod keks;
+pub mod key_references;
+pub mod keysets;
 pub mod leases;
 pub mod objects;
 pub mod plans;
+pub mod quarantined_deks;
+pub mod recovery_keys;
+pub mod replicas;
 pub mod root_wrapping_keys;
 pub mod secret_labels;
 pub mod secret_versions;
 pub mod secrets;
 
+#[cfg(debug_assertions)]
+mod crash_points;
+
+/// Where Postgres tells that keys have changed.
+pub const KEYS_CHANNEL: &str = "keyfold_keys";
+
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 
 /// How often a transaction that lost against others is run again before its caller is told.
 const ATTEMPTS: u32 = 10;
+
+/// How long a transaction that met a change of the root key is run again until its replica has followed, and how often.
+const ROOT_CHANGE_MAX: Duration = Duration::from_secs(10);
+const ROOT_CHANGE_POLL: Duration = Duration::from_millis(100);
 
 /// What each transaction sets for itself, so that a proxy may share connections between transactions. A replica that
 /// is paused in the middle loses its locks, none waits for ever, and a commit is durable whatever the database's default.
@@ -45,11 +73,13 @@ macro_rules! bounds {
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
-    /// One connection for the look at the database's state, which must not wait behind callers.
+    /// Two connections, for the look at the database's state and for signs of life: neither must wait behind callers, nor
+    /// one behind the other.
     watch: PgPool,
     /// Two connections for what is declared, one that reads it and one that listens for changes: callers who wait for
     /// theirs must not keep a replica from confirming what they are decided on.
     declared: PgPool,
+    marks: Arc<Marks>,
 }
 
 /// How a transaction is kept apart from others.
@@ -64,8 +94,19 @@ pub enum Isolation {
     },
 }
 
-/// An open transaction. Rolled back when dropped.
-pub struct Tx(sqlx::Transaction<'static, sqlx::Postgres>);
+/// An open transaction. Rolled back when dropped. It remembers what it has changed of guarded rows, so that it cannot
+/// commit without `Broker::append`, which carries that into the integrity head.
+pub struct Tx {
+    postgres: sqlx::Transaction<'static, sqlx::Postgres>,
+    changes: Changes,
+    reaches: Reached,
+    marks: Arc<Marks>,
+    #[cfg(debug_assertions)]
+    name: &'static str,
+}
+
+/// A transaction that only reads, and sees one moment. Ends when dropped.
+pub type Moment = sqlx::Transaction<'static, sqlx::Postgres>;
 
 /// What a transaction gave, once it is committed.
 pub struct Committed<T>(T);
@@ -74,10 +115,28 @@ impl Tx {
     /// Makes the transaction durable, and gives `value` back.
     ///
     /// # Errors
-    /// Those of Postgres.
+    /// Those of Postgres; `Corrupt` when guarded rows were changed and no entry was appended afterwards.
     pub async fn commit<T>(self, value: T) -> Result<Committed<T>, Error> {
-        self.0.commit().await?;
+        if !self.changes.is_empty() {
+            return Err(Error::Corrupt("guarded rows were changed without an audit entry".into()));
+        }
+        #[cfg(debug_assertions)]
+        crash_points::pass(self.name, crash_points::Moment::Before);
+        self.postgres.commit().await?;
+        #[cfg(debug_assertions)]
+        crash_points::pass(self.name, crash_points::Moment::After);
+        self.marks.raise(self.reaches);
         Ok(Committed(value))
+    }
+
+    /// What it has changed of guarded rows since the last entry. Each function that writes one adds to it.
+    pub fn changes(&mut self) -> &mut Changes {
+        &mut self.changes
+    }
+
+    /// How far its commit brings the database.
+    pub fn reaches(&mut self, reached: Reached) {
+        self.reaches = reached;
     }
 }
 
@@ -85,13 +144,13 @@ impl Deref for Tx {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        &self.0
+        &self.postgres
     }
 }
 
 impl DerefMut for Tx {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.0
+        &mut self.postgres
     }
 }
 
@@ -101,35 +160,25 @@ impl Store {
     /// # Errors
     /// When the URL or the password file cannot be read.
     pub fn new(config: &config::Database) -> Result<Self, String> {
-        let authority =
-            config.url.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?']).next().unwrap_or(""));
-        let in_authority = authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
-        if in_authority || config.url.split(['?', '&']).skip(1).any(|pair| pair.starts_with("password=")) {
-            return Err(
-                "database.url holds a password: put it into the file that database.password_file names"
-                    .into(),
-            );
-        }
-        let mut options: PgConnectOptions = config
-            .url
-            .parse()
-            .map_err(|_| "database.url must have the form postgres://user@host:port/name".to_owned())?;
-        if let Some(file) = &config.password_file {
-            let password = fs::read_to_string(file)
-                .map_err(|error| format!("database.password_file {}: {error}", file.display()))?;
-            options = options.password(password.trim_end_matches(['\r', '\n']));
-        }
-        let options = options
-            .ssl_mode(PgSslMode::VerifyFull)
-            .ssl_root_cert(&config.ca_file)
-            .application_name("keyfold-server");
+        let options =
+            connect_options("database", &config.url, config.password_file.as_deref(), &config.ca_file)?;
         let pool = |connections, patience_secs| {
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(patience_secs))
                 .connect_lazy_with(options.clone())
         };
-        Ok(Self { pool: pool(config.max_connections, 5), watch: pool(1, 2), declared: pool(2, 5) })
+        Ok(Self {
+            pool: pool(config.max_connections, 5),
+            watch: pool(2, 2),
+            declared: pool(2, 5),
+            marks: Arc::default(),
+        })
+    }
+
+    /// How far the database is known to have come.
+    pub fn marks(&self) -> Arc<Marks> {
+        Arc::clone(&self.marks)
     }
 
     /// A connection for single statements.
@@ -140,6 +189,14 @@ impl Store {
         Ok(self.pool.acquire().await?)
     }
 
+    /// The connection that looks at the database's state, and of signs of life. Not to be held for long.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached.
+    pub async fn watch(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, Error> {
+        Ok(self.watch.acquire().await?)
+    }
+
     /// The connection that reads what is declared.
     ///
     /// # Errors
@@ -148,14 +205,14 @@ impl Store {
         Ok(self.declared.acquire().await?)
     }
 
-    /// A connection that hears of changes of objects. Whoever uses it must not rely on it: a proxy between may swallow
+    /// A connection that hears of changes of objects and of keys. Whoever uses it must not rely on it: a proxy between may swallow
     /// notifications, and a connection that was cut off may look like a silent one.
     ///
     /// # Errors
     /// When Postgres cannot be reached.
     pub async fn listener(&self) -> Result<PgListener, Error> {
         let mut listener = PgListener::connect_with(&self.declared).await?;
-        listener.listen("keyfold_objects").await?;
+        listener.listen_all(["keyfold_objects", KEYS_CHANNEL]).await?;
         Ok(listener)
     }
 
@@ -178,13 +235,18 @@ impl Store {
         let start = Instant::now();
         let mut attempt = 1;
         let result = loop {
-            let done = match self.begin(isolation).await {
+            let done = match self.begin(name, isolation).await {
                 Ok(tx) => work(tx).await,
                 Err(error) => Err(error),
             };
             match done {
                 Err(error) if error.is_transient_conflict() && attempt < ATTEMPTS => {
                     tokio::time::sleep(Duration::from_millis(u64::from(attempt) * 2)).await;
+                    attempt += 1;
+                }
+                // This replica will soon have taken on what came with the new root key.
+                Err(Error::RootChanged) if start.elapsed() < ROOT_CHANGE_MAX => {
+                    tokio::time::sleep(ROOT_CHANGE_POLL).await;
                     attempt += 1;
                 }
                 done => break done,
@@ -199,14 +261,54 @@ impl Store {
     }
 
     #[allow(clippy::disallowed_methods, reason = "the one place that begins a transaction")]
-    async fn begin(&self, isolation: Isolation) -> Result<Tx, Error> {
+    async fn begin(&self, name: &'static str, isolation: Isolation) -> Result<Tx, Error> {
+        #[cfg(not(debug_assertions))]
+        let _ = name;
         let begin = match isolation {
             Isolation::Serializable => concat!("BEGIN ISOLATION LEVEL SERIALIZABLE", bounds!()),
             Isolation::ReadCommitted { because: _ } => {
                 concat!("BEGIN ISOLATION LEVEL READ COMMITTED", bounds!())
             }
         };
-        Ok(Tx(self.pool.begin_with(begin).await?))
+        Ok(Tx {
+            postgres: self.pool.begin_with(begin).await?,
+            changes: Changes::default(),
+            reaches: Reached::default(),
+            marks: self.marks(),
+            #[cfg(debug_assertions)]
+            name,
+        })
+    }
+
+    /// A transaction that sees one moment and changes nothing, for checks that compare rows with each other. It ends
+    /// when it is dropped.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached.
+    pub async fn moment(&self) -> Result<Moment, Error> {
+        Self::begin_moment(&self.pool).await
+    }
+
+    /// The same on the connection that reads what is declared.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached.
+    pub async fn declared_moment(&self) -> Result<Moment, Error> {
+        Self::begin_moment(&self.declared).await
+    }
+
+    /// The same on the connection that signs of life are given on.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached.
+    pub async fn watch_moment(&self) -> Result<Moment, Error> {
+        Self::begin_moment(&self.watch).await
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "nothing is written, so there is nothing to run again")]
+    async fn begin_moment(pool: &PgPool) -> Result<Moment, Error> {
+        let begin = concat!("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", bounds!());
+        Ok(pool.begin_with(begin).await?)
     }
 
     /// Brings the schema to this server's version.
@@ -223,11 +325,7 @@ impl Store {
     /// `Sealed` when it is older or newer, with what to do; those of Postgres.
     pub async fn check_schema(&self) -> Result<(), Error> {
         let wanted = schema_version();
-        let migrated =
-            sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "migrated!""#)
-                .fetch_one(&self.watch)
-                .await?;
-        let found = if migrated { self.newest_migration().await? } else { 0 };
+        let found = migrated_to(&mut *self.watch().await?).await?;
         match found.cmp(&wanted) {
             std::cmp::Ordering::Equal => Ok(()),
             std::cmp::Ordering::Less => Err(Error::Sealed(format!(
@@ -238,17 +336,54 @@ impl Store {
             ))),
         }
     }
-
-    async fn newest_migration(&self) -> Result<i64, Error> {
-        let version: Option<i64> =
-            sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
-                .fetch_one(&self.watch)
-                .await?;
-        Ok(version.unwrap_or(0))
-    }
 }
 
 /// The schema version that this server was built for.
 pub fn schema_version() -> i64 {
     MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
+/// The schema version of a database; 0 when it has none.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn migrated_to(connection: &mut PgConnection) -> Result<i64, Error> {
+    let migrated =
+        sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "migrated!""#)
+            .fetch_one(&mut *connection)
+            .await?;
+    if !migrated {
+        return Ok(0);
+    }
+    let version: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+        .fetch_one(connection)
+        .await?;
+    Ok(version.unwrap_or(0))
+}
+
+/// How to connect as the configuration's section `name` says.
+///
+/// # Errors
+/// When the URL or the password file cannot be read.
+pub fn connect_options(
+    name: &str,
+    url: &str,
+    password_file: Option<&Path>,
+    ca_file: &Path,
+) -> Result<PgConnectOptions, String> {
+    let authority = url.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?']).next().unwrap_or(""));
+    let in_authority = authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
+    if in_authority || url.split(['?', '&']).skip(1).any(|pair| pair.starts_with("password=")) {
+        return Err(format!(
+            "{name}.url holds a password: put it into the file that {name}.password_file names"
+        ));
+    }
+    let mut options: PgConnectOptions =
+        url.parse().map_err(|_| format!("{name}.url must have the form postgres://user@host:port/name"))?;
+    if let Some(file) = password_file {
+        let password = fs::read_to_string(file)
+            .map_err(|error| format!("{name}.password_file {}: {error}", file.display()))?;
+        options = options.password(password.trim_end_matches(['\r', '\n']));
+    }
+    Ok(options.ssl_mode(PgSslMode::VerifyFull).ssl_root_cert(ca_file).application_name("keyfold-server"))
 }

@@ -72,6 +72,7 @@ impl Database {
               WHERE leaf_hash <> sha256('\x00'::bytea || entry) OR operation <> json #>> '{operation,name}'
                  OR actor <> json #>> '{actor,name}' OR outcome <> json #>> '{outcome,result}'
                  OR at <> (json ->> 'at')::timestamptz
+                 OR generation IS DISTINCT FROM (json ->> 'generation')::bigint
                  OR paths <> CASE WHEN json #> '{operation,items}' IS NOT NULL
                        THEN ARRAY(SELECT jsonb_path_query(json, '$.operation.items[*].path') #>> '{}')
                        ELSE array_remove(ARRAY[json #>> '{operation,path}'], NULL) END

@@ -79,6 +79,14 @@ pub fn unix_channel(socket: &Path) -> Channel {
     Endpoint::from_static("http://localhost").connect_with_connector_lazy(connect)
 }
 
+/// The administrator's client of the server with these files.
+///
+/// # Panics
+/// When they cannot be read.
+pub fn operator_at(setup: &server::Setup) -> Client {
+    world::operator(setup)
+}
+
 /// The administrator's client of `server`.
 ///
 /// # Panics
@@ -260,18 +268,20 @@ impl Database {
         found.lines().map(|line| serde_json::from_str(line).expect("an entry is JSON")).collect()
     }
 
-    /// Checks every keyspace's keys: exactly one active, and no version number missing or used twice.
+    /// Checks every key: exactly one version active, no number missing or used twice, and none above the active one but the
+    /// one that is being handed out.
     ///
     /// # Panics
     /// When it is not so.
     pub fn assert_keys_are_in_order(&self) {
         let wrong = self.sql(
-            "SELECT keyspace_id, count(*) FILTER (WHERE state = 'active'), count(*), max(version) FROM keks
-             GROUP BY keyspace_id
+            "SELECT keyspace_id, purpose, count(*) FILTER (WHERE state = 'active'), count(*), max(version) FROM keks
+             GROUP BY keyspace_id, purpose
              HAVING count(*) FILTER (WHERE state = 'active') <> 1 OR count(*) <> max(version)
-                    OR max(version) <> max(version) FILTER (WHERE state = 'active')",
+                    OR max(version) FILTER (WHERE state <> 'pre-active')
+                       <> max(version) FILTER (WHERE state = 'active')",
         );
-        assert_eq!(wrong, "", "keyspace|active|keys|highest version");
+        assert_eq!(wrong, "", "keyspace|purpose|active|keys|highest version");
     }
 }
 

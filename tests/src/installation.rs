@@ -83,7 +83,7 @@ pub fn masked(text: &str) -> String {
     let is_time = |word: &str| word.len() == 20 && word.as_bytes()[10] == b'T' && word.ends_with('Z');
     let is_uuid = |word: &str| word.len() == 36 && word.matches('-').count() == 4;
     let is_key_id = |word: &str| word.len() == 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let mask = |word: &str| match word.trim_end_matches(['.', '\n']) {
+    let mask = |word: &str| match word.trim_end_matches(['.', '}', '\n']) {
         time if is_time(time) => word.replace(time, "2026-01-31T00:00:00Z"),
         id if is_uuid(id) => word.replace(id, "00000000-0000-0000-0000-000000000000"),
         id if is_key_id(id) => word.replace(id, "00000000000000000000000000000000"),

@@ -3,20 +3,28 @@
 //! Everything runs for real: Postgres, the server and the driver as processes, TLS, sockets, tmpfs mounts. The parts
 //! come from `keyfold::dev`, which `keyfold dev` is made of as well.
 
+pub mod aged;
 pub mod api_server;
 pub mod attacker;
+pub mod certificates;
 mod cli;
+pub mod custody;
 mod database;
 pub mod faults;
 pub mod faulty_issuer;
 pub mod fuzzing;
 mod installation;
+pub mod key_invariants;
+pub mod key_works;
+pub mod kms_plugin;
 mod leak;
 mod manifests;
+pub mod memory;
 mod operators;
 pub mod proxy;
 pub mod raw;
 mod recorded;
+pub mod softhsm;
 pub mod tls;
 pub mod two_persons;
 mod world;

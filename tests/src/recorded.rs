@@ -75,7 +75,7 @@ impl Recorded {
             keyfold_core::config::load(&yaml, ENVIRONMENT_PREFIX, []).expect("the configuration loads");
         config.jwks_dir = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/kubernetes-1.36"));
         change(&mut config);
-        let bound = serve::bind(config, Arc::new(FixedClock(now))).await.expect("the server binds");
+        let bound = serve::bind(config, Arc::new(FixedClock(now)), false).await.expect("the server binds");
         let stop = CancellationToken::new();
         tokio::spawn(bound.serve(stop.clone()));
         let recorded = Self { setup, database, folder, _stop: stop.drop_guard() };

@@ -232,16 +232,22 @@ impl World {
         role: &str,
         items: &[(&str, bool)],
     ) -> Result<IssueSecretsResponse, Status> {
-        let item =
-            |(path, optional): &(&str, bool)| SecretReference { path: (*path).into(), optional: *optional };
-        let mut request = Request::new(IssueSecretsRequest {
-            pod_token: pod_token.into(),
-            role: role.into(),
-            items: items.iter().map(item).collect(),
-        });
-        let bearer = format!("Bearer {driver_token}").parse().expect("a token is ASCII");
-        request.metadata_mut().insert("authorization", bearer);
+        let request = issue_request(pod_token, driver_token, role, items);
         Ok(WorkloadServiceClient::new(self.channel()).issue_secrets(request).await?.into_inner())
+    }
+
+    /// Who asks again and again for one secret, over a connection of its own.
+    ///
+    /// # Panics
+    /// When the driver has no token.
+    pub fn asker(&self, pod: &Pod, role: &str, path: &str) -> Asker {
+        Asker {
+            workload: WorkloadServiceClient::new(self.channel()),
+            pod_token: self.token(pod).jwt.to_string(),
+            driver_token: self.driver_token(),
+            role: role.to_owned(),
+            path: path.to_owned(),
+        }
     }
 
     /// A connection to the server, without a token.
@@ -283,6 +289,45 @@ impl World {
         }
         all
     }
+}
+
+/// Asks for one secret as a driver does for a pod.
+pub struct Asker {
+    workload: WorkloadServiceClient<Channel>,
+    pod_token: String,
+    driver_token: String,
+    role: String,
+    path: String,
+}
+
+impl Asker {
+    /// Asks once. The tokens are those of the beginning, which live as long as a token of the development issuer does.
+    ///
+    /// # Errors
+    /// The server's status.
+    pub async fn ask(&mut self) -> Result<IssueSecretsResponse, Status> {
+        let items = [(self.path.as_str(), false)];
+        let request = issue_request(&self.pod_token, &self.driver_token, &self.role, &items);
+        Ok(self.workload.issue_secrets(request).await?.into_inner())
+    }
+}
+
+fn issue_request(
+    pod_token: &str,
+    driver_token: &str,
+    role: &str,
+    items: &[(&str, bool)],
+) -> Request<IssueSecretsRequest> {
+    let item =
+        |(path, optional): &(&str, bool)| SecretReference { path: (*path).into(), optional: *optional };
+    let mut request = Request::new(IssueSecretsRequest {
+        pod_token: pod_token.into(),
+        role: role.into(),
+        items: items.iter().map(item).collect(),
+    });
+    let bearer = format!("Bearer {driver_token}").parse().expect("a token is ASCII");
+    request.metadata_mut().insert("authorization", bearer);
+    request
 }
 
 impl Drop for World {

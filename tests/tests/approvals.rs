@@ -111,7 +111,12 @@ async fn every_operation_that_a_rule_can_name_is_guarded_and_no_plan_holds_a_val
     let versions = || keyfold_proto::keyfold::v1::ChangeVersionsRequest { path: path(), versions: vec![1] };
     asked(client.secrets().delete_versions(versions()).await);
     asked(client.secrets().destroy_versions(versions()).await);
-    asked(client.keys().rotate_key(RotateKeyRequest { keyspace: "payments".into() }).await);
+    asked(
+        client
+            .keys()
+            .rotate_key(RotateKeyRequest { keyspace: "payments".into(), ..Default::default() })
+            .await,
+    );
     asked(apply(&client, "Keyspace", "new", &json!({})).await);
     let request = DeleteObjectRequest { kind: "AppRole".into(), name: "payments-api".into() };
     asked(client.config().delete_object(request).await);

@@ -5,9 +5,12 @@ use keyfold_core::{
     clock::{Clock as _, SystemClock},
     plan::PlanHash,
 };
-use keyfold_proto::keyfold::v1::GetObjectRequest;
-use keyfold_tests::two_persons::{
-    RULE, TwoPersons, apply, asked, destroy, new_key, plan, public, sign, sign_with, unfit,
+use keyfold_proto::keyfold::v1::{
+    CompromiseKeyRequest, GetObjectRequest, RotateKeyRequest, ScheduleKeyDestructionRequest,
+};
+use keyfold_tests::{
+    faults::until,
+    two_persons::{RULE, TwoPersons, apply, asked, destroy, new_key, plan, public, sign, sign_with, unfit},
 };
 use serde_json::{Value, json};
 use tonic::Code;
@@ -158,22 +161,21 @@ async fn a_plan_ends_with_its_time() {
         rule["ttl"] = json!(ttl);
         rule
     };
-    let shorter = with_ttl("30m", &["secret.destroy", "secret.get"]);
-    for (name, rule) in [("shorter", &shorter), ("longer", &with_ttl("2h", &["secret.destroy"]))] {
-        two.world.database.sql(&format!(
-            "INSERT INTO objects (id, kind, name, spec, generation, updated_at)
-             VALUES (gen_random_uuid(), 'ApprovalRule', '{name}', '{rule}', 1, now())"
-        ));
-    }
+    two.world.server.apply("ApprovalRule", "longer", &with_ttl("2h", &["secret.destroy"])).await.unwrap();
+    // Long enough to sign one in time.
+    let shorter = with_ttl("10s", &["secret.destroy", "secret.get"]);
+    two.apply_together("ApprovalRule", "shorter", &shorter).await;
     let (signed, unsigned) = (two.ask_and_sign(&[1]).await, two.ask(&[2]).await);
-    let ttl = two.world.database.sql("SELECT DISTINCT expires_at - requested_at FROM plans");
-    assert_eq!(ttl, "00:30:00", "the shortest of all rules that guard it");
-    two.world.database.sql("UPDATE plans SET expires_at = now() - interval '1 second'");
+    let ttl = "SELECT DISTINCT expires_at - requested_at FROM plans WHERE operation = 'secret.destroy'";
+    assert_eq!(two.world.database.sql(ttl), "00:00:10", "the shortest of all rules that guard it");
+    let waiting = format!("SELECT count(*) FROM plans WHERE id = '{unsigned}' AND expires_at >= now()");
+    until("both expire", async || two.world.database.sql(&waiting) == "0").await;
     assert_eq!(unfit(destroy(&two.alice.client_with(signed), &[1]).await), "the plan expired");
     assert_eq!(unfit(sign(&two.bob.client(), &two.bobs_key, unsigned).await), "the plan expired");
     // The next plan takes those away that ended unused.
     let new = two.ask(&[1]).await;
-    assert_eq!(two.world.database.sql("SELECT id FROM plans"), new.to_string());
+    let unused = "SELECT id FROM plans WHERE used_at IS NULL";
+    assert_eq!(two.world.database.sql(unused), new.to_string());
     assert!(unfit(destroy(&two.alice.client_with(signed), &[1]).await).contains("there is no such plan"));
 }
 
@@ -202,55 +204,44 @@ async fn what_a_removed_approver_or_key_signed_counts_no_more() {
 async fn attack_18_a_plan_that_was_changed_in_postgres_is_refused() {
     let two = TwoPersons::guarding(&["secret.destroy"]).await;
     let other = two.ask_and_sign(&[2]).await;
-    for (change, versions, refusal) in [
-        (
-            "plan = convert_to(replace(convert_from(plan, 'UTF8'), '[1]', '[2]'), 'UTF8')",
-            &[2][..],
-            "not one by the key",
-        ),
-        (
-            "plan = convert_to(replace(convert_from(plan, 'UTF8'), '[1]', '[2]'), 'UTF8')",
-            &[1],
-            "something else",
-        ),
-        ("expires_at = expires_at + interval '1 day'", &[1], "something else"),
-        ("requested_at = requested_at - interval '1 day'", &[1], "something else"),
-        ("requested_by = 'people/carol'", &[1], "another operator asked"),
-        ("signed_by = 'people/carol'", &[1], "names its signer"),
-        ("public_key = sha256('x'), signature = signature || ''::bytea", &[1], ""),
-        ("signature = sha256('x') || sha256('y')", &[1], "not one by the key"),
-        ("signed_by = NULL, public_key = NULL, signature = NULL", &[1], "nobody has signed"),
-        (
-            &*format!(
-                "(signature, public_key) = (SELECT signature, public_key FROM plans WHERE id = '{other}')"
-            ),
-            &[1],
-            "not one by the key",
-        ),
+    let of_other =
+        format!("(signature, public_key) = (SELECT signature, public_key FROM plans WHERE id = '{other}')");
+    for (change, versions) in [
+        ("plan = convert_to(replace(convert_from(plan, 'UTF8'), '[1]', '[2]'), 'UTF8')", &[2][..]),
+        ("plan = convert_to(replace(convert_from(plan, 'UTF8'), '[1]', '[2]'), 'UTF8')", &[1]),
+        ("expires_at = expires_at + interval '1 day'", &[1]),
+        ("requested_at = requested_at - interval '1 day'", &[1]),
+        ("requested_by = 'people/carol'", &[1]),
+        ("signed_by = 'people/carol'", &[1]),
+        ("public_key = sha256('x')", &[1]),
+        ("signature = sha256('x') || sha256('y')", &[1]),
+        ("signed_by = NULL, public_key = NULL, signature = NULL", &[1]),
+        (&of_other, &[1]),
     ] {
         let id = two.ask_and_sign(&[1]).await;
-        two.world.database.sql(&format!("UPDATE plans SET {change} WHERE id = '{id}'"));
-        let answer = destroy(&two.alice.client_with(id), versions).await;
-        if refusal.is_empty() {
-            // The stored key is a copy for reviewers: what counts is the rule's.
-            answer.unwrap();
-        } else {
-            let refused = unfit(answer);
-            assert!(refused.contains(refusal), "{change}: {refused}");
-        }
+        // What a superuser may, whom no trigger stops.
+        two.world.database.sql(&format!(
+            "SET session_replication_role = replica; UPDATE plans SET {change} WHERE id = '{id}'"
+        ));
+        let refused = destroy(&two.alice.client_with(id), versions).await.unwrap_err();
+        assert_eq!(refused.code(), Code::DataLoss, "{change}: {refused:?}");
+        two.world.database.sql(&format!("DELETE FROM plans WHERE id = '{id}'"));
     }
-    assert_eq!(two.destroyed(), "1");
+    assert_eq!(two.destroyed(), "0");
+    assert_eq!(
+        destroy(&two.alice.client_with(other), &[2]).await.unwrap(),
+        [2],
+        "what nobody changed counts"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_operator_has_a_hundred_plans_waiting_at_most() {
     let two = TwoPersons::guarding(&["secret.destroy"]).await;
     let first = two.ask(&[1]).await;
-    two.world.database.sql(
-        "INSERT INTO plans (id, operation, plan, requested_by, requested_at, expires_at)
-         SELECT gen_random_uuid(), operation, plan, requested_by, requested_at, expires_at
-         FROM plans, generate_series(1, 99)",
-    );
+    for _ in 1..100 {
+        two.ask(&[1]).await;
+    }
     let refused = destroy(&two.alice.client(), &[1]).await.unwrap_err();
     assert!(refused.message().starts_with("100 plans of people/alice wait"), "{refused:?}");
     assert_eq!(two.world.database.sql("SELECT count(*) FROM plans"), "100");
@@ -262,4 +253,71 @@ async fn one_operator_has_a_hundred_plans_waiting_at_most() {
     sign(&two.bob.client(), &two.bobs_key, first).await.unwrap();
     destroy(&two.alice.client_with(first), &[1]).await.unwrap();
     two.ask(&[1]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_12_a_rotation_policy_turns_and_destroys_no_key_that_a_rule_guards() {
+    let two = TwoPersons::guarding(&["key.schedule-destruction"]).await;
+    let administrator = two.world.operator();
+    let hostile = json!({"rotation": {"every": "1m", "keepDeactivated": "0s", "destroyAfter": "1s"}});
+    for client in [&two.alice.client(), &administrator] {
+        asked(apply(client, "Keyspace", "payments", &hostile).await);
+        asked(apply(client, "Keyspace", "new", &hostile).await);
+    }
+    // What leaves policies as they are needs nobody.
+    apply(&administrator, "Keyspace", "payments", &json!({})).await.unwrap();
+    apply(&administrator, "Keyspace", "new", &json!({})).await.unwrap();
+    let weekly = json!({"rotation": {"every": "7d"}});
+    two.apply_together("Keyspace", "payments", &weekly).await;
+    apply(&two.alice.client(), "Keyspace", "payments", &weekly).await.unwrap();
+    asked(apply(&two.alice.client(), "Keyspace", "payments", &json!({})).await);
+    assert_eq!(two.world.database.sql("SELECT count(*) FROM objects WHERE spec LIKE '%1m%'"), "0");
+
+    // Rules about something else leave it free.
+    two.apply_together("ApprovalRule", RULE, &two.rule(&["secret.destroy"])).await;
+    apply(&two.alice.client(), "Keyspace", "payments", &json!({})).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_12_a_plan_about_a_key_leaves_nothing_for_the_server_to_choose() {
+    let two = TwoPersons::guarding(&["key.compromise", "key.schedule-destruction"]).await;
+    let alice = two.alice.client();
+    let rotate = RotateKeyRequest { keyspace: "payments".into(), ..Default::default() };
+    alice.keys().rotate_key(rotate).await.unwrap();
+    let compromise = |version| CompromiseKeyRequest { keyspace: "payments".into(), version };
+    let schedule = |delay_seconds| ScheduleKeyDestructionRequest {
+        keyspace: "payments".into(),
+        version: 1,
+        delay_seconds,
+        ..Default::default()
+    };
+    let unnamed = alice.keys().compromise_key(compromise(0)).await.unwrap_err();
+    assert_eq!(unnamed.code(), Code::InvalidArgument, "{unnamed:?}");
+    assert!(
+        unnamed.message().ends_with("the request must name the key's version (--key-version)"),
+        "{unnamed:?}"
+    );
+    let unnamed = alice.keys().schedule_key_destruction(schedule(None)).await.unwrap_err();
+    assert_eq!(unnamed.code(), Code::InvalidArgument, "{unnamed:?}");
+    assert!(unnamed.message().ends_with("the request must name the delay (--after)"), "{unnamed:?}");
+    assert_eq!(two.world.database.sql("SELECT count(*) FROM plans"), "0");
+
+    let id = asked(alice.keys().schedule_key_destruction(schedule(Some(86_400))).await);
+    sign(&two.bob.client(), &two.bobs_key, id).await.unwrap();
+    let approved = two.alice.client_with(id);
+    assert!(
+        unfit(approved.keys().schedule_key_destruction(schedule(Some(1))).await).contains("something else")
+    );
+    let of_installation = ScheduleKeyDestructionRequest {
+        keyspace: String::new(),
+        purpose: "row-mac".into(),
+        ..schedule(Some(86_400))
+    };
+    assert!(
+        unfit(approved.keys().schedule_key_destruction(of_installation).await).contains("something else")
+    );
+    approved.keys().schedule_key_destruction(schedule(Some(86_400))).await.unwrap();
+    let id = asked(alice.keys().compromise_key(compromise(2)).await);
+    sign(&two.bob.client(), &two.bobs_key, id).await.unwrap();
+    two.alice.client_with(id).keys().compromise_key(compromise(2)).await.unwrap();
 }

@@ -87,7 +87,12 @@ async fn everything(
         ("list all objects", told(config.list_objects(ListObjectsRequest::default()).await)),
         ("delete object", told(config.delete_object(DeleteObjectRequest { kind, name }).await)),
         ("list keys", told(keys.list_keys(ListKeysRequest::default()).await)),
-        ("rotate", told(keys.rotate_key(RotateKeyRequest { keyspace: "payments".into() }).await)),
+        (
+            "rotate",
+            told(
+                keys.rotate_key(RotateKeyRequest { keyspace: "payments".into(), ..Default::default() }).await,
+            ),
+        ),
         ("explain", told(client.policy().explain(explain).await)),
         ("audit", told(client.audit().list_entries(ListEntriesRequest::default()).await)),
         ("list plans", told(client.approvals().list_plans(ListPlansRequest {}).await)),

@@ -165,7 +165,7 @@ async fn attack_07_objects_and_filters_have_one_spelling_too() {
             ..Object::default()
         };
         let apply = ApplyObjectsRequest { objects: vec![object], dry_run: false };
-        let rotate = RotateKeyRequest { keyspace: name.into() };
+        let rotate = RotateKeyRequest { keyspace: name.into(), ..Default::default() };
         for (what, answer) in [
             ("get", config.get_object(get).await.map(drop)),
             ("delete", config.delete_object(delete).await.map(drop)),

@@ -13,13 +13,20 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use keyfold::dev::{
     files::free_port,
     kubelet::{Pod, publish_request},
+    server::Server,
     tokens::Token,
 };
 use keyfold_proto::keyfold::v1::{
     ChangeVersionsRequest, Field, GetSecretRequest, InitializeRequest, PutSecretRequest,
-    RollbackSecretRequest, RotateKeyRequest,
+    RollbackSecretRequest, RotateKeyRequest, State,
 };
-use keyfold_tests::{Cli, Database, Search, World};
+use keyfold_tests::{
+    Cli, Database, Search, World,
+    custody::{Keeper, initialise, unseal},
+    faults::{until, until_state},
+    server_setup,
+};
+use serde_json::json;
 use tonic::Status;
 
 const ROLE: &str = "payments-api";
@@ -39,12 +46,15 @@ struct Watched {
     told: Vec<u8>,
     /// Tokens of pods that were sent.
     tokens: Vec<String>,
+    /// Shares of recovery keys, which their one answer held.
+    shares: Vec<String>,
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn attack_14_nothing_planted_is_ever_written_down_or_told() {
     let mut watched = Watched::start().await;
     watched.main_path().await;
+    watched.keys_and_shares().await;
     watched.wrong_tokens().await;
     watched.wrong_requests().await;
     watched.wrong_files();
@@ -82,7 +92,7 @@ impl Watched {
         let metrics = SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));
         let server = format!("log: {{level: trace}}\nmetrics: {{listen: '{metrics}'}}\n");
         let world = World::configured(&server, "log: {level: trace}\n").await.with_payments().await;
-        Self { world, metrics, told: Vec::new(), tokens: Vec::new() }
+        Self { world, metrics, told: Vec::new(), tokens: Vec::new(), shares: Vec::new() }
     }
 
     fn note(&mut self, what: &str, result: Result<impl Sized, Status>) {
@@ -126,7 +136,7 @@ impl Watched {
         let files = self.publish(&pod, secrets).await.unwrap();
         assert_eq!(fs::read(files.join("bin/binary")).unwrap(), BINARY);
         assert!(!self.search().found_below(&files, &[]).is_empty(), "the mount holds them, and is searched");
-        let rotate = RotateKeyRequest { keyspace: "payments".into() };
+        let rotate = RotateKeyRequest { keyspace: "payments".into(), ..Default::default() };
         self.world.operator().keys().rotate_key(rotate).await.unwrap();
         self.publish(&pod, secrets).await.unwrap();
 
@@ -142,6 +152,47 @@ impl Watched {
         operator.secrets().rollback_secret(back).await.unwrap();
         self.publish(&pod, secrets).await.unwrap();
         self.world.driver.kubelet().unpublish(&self.world.volume(&pod)).await.unwrap();
+    }
+
+    /// Everything that operators do to keys, with values that are encrypted anew; and shares of a recovery key.
+    async fn keys_and_shares(&mut self) {
+        let cli = Cli::administrator(self.world.server.setup(), self.world.folder.path());
+        for arguments in [
+            "key compromise payments --yes --watch",
+            "key exposed payments",
+            "key rotate payments --watch",
+            "key status",
+            "key schedule",
+            "key destroy payments --key-version 1 --after 1h --yes",
+            "key cancel-destroy payments --key-version 1",
+            "key destroy payments --key-version 1 --after 1s --yes",
+            "key list payments",
+            "key quarantine",
+            "root status",
+            "ca rotate",
+        ] {
+            self.told.extend(cli.ok(arguments).into_bytes());
+        }
+        until("the key to be destroyed", async || cli.ok("key list payments").contains("destroyed")).await;
+        self.told.extend(cli.ok("key certificate get payments 1").into_bytes());
+
+        for _ in 0..2 {
+            let made = cli.run("recovery create --shares 3 --threshold 2");
+            self.shares.extend(made.out.lines().map(str::to_owned));
+            self.told.extend(made.err.into_bytes());
+        }
+        assert_eq!(self.shares.len(), 6);
+        for share in self.shares.clone() {
+            for wrong in
+                [share.clone(), share[..share.len() - 3].to_owned(), share.replacen("kfs1", "kfs2", 1)]
+            {
+                for command in ["unseal", "recovery drill"] {
+                    let refused = cli.run_with(command, wrong.as_bytes());
+                    assert_ne!(refused.code, 0, "{command} took a share");
+                    self.told.extend([refused.out, refused.err].concat().into_bytes());
+                }
+            }
+        }
     }
 
     /// Each credential where another belongs, and each one damaged.
@@ -290,6 +341,10 @@ impl Watched {
             planted.push(("a token's claims as they are sent", claims.into()));
             planted.push(("a token's signature", signature.into()));
         }
+        for share in &self.shares {
+            planted.push(("a share", share.as_bytes().to_vec()));
+            planted.push(("a share's value", share_value(share)));
+        }
         Search::of(planted.iter().map(|(name, value)| (*name, value.as_slice())))
     }
 
@@ -333,6 +388,57 @@ impl Watched {
         self.world.database.own.as_mut().unwrap().stop();
         assert!(self.world.driver.mounts().is_empty());
     }
+}
+
+/// What a share says, without its name and number.
+fn share_value(share: &str) -> Vec<u8> {
+    share.split('-').nth(3).unwrap().as_bytes().to_vec()
+}
+
+/// Root shares on their way from `init` through two starts, whole and damaged.
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_14_no_share_of_the_root_key_is_written_down_or_told() {
+    let mut database = Database::own();
+    let folder = tempfile::tempdir().unwrap();
+    let mut setup = server_setup(folder.path(), "server", &database);
+    Keeper::new("shamir").configure(&mut setup);
+    setup.configure("log", json!({"level": "trace"})).unwrap();
+    let mut server = Server::start(&setup).await.unwrap();
+    let made = initialise(&server).await;
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        server.restart().await.unwrap();
+        until_state(&server, State::Sealed, "shares").await;
+        for share in &made.root_shares {
+            let cut = &share[..share.len() - 3];
+            let other = share.replace(share.chars().nth(20).unwrap(), "*");
+            for wrong in [cut, &other, &share.replacen("-1-", "-2-", 1).replacen("-3-", "-1-", 1)] {
+                if wrong != share.as_str() {
+                    told.push(format!("{:?}", unseal(&server, wrong).await));
+                }
+            }
+        }
+        for share in &made.root_shares[..3] {
+            told.push(format!("{:?}", unseal(&server, share).await.unwrap()));
+        }
+        server.until_serving().await.unwrap();
+    }
+    told.push(format!("{:?}", unseal(&server, &made.root_shares[4]).await.unwrap_err()));
+    let entries = database.sql("SELECT convert_from(entry, 'UTF8') FROM audit_entries");
+    assert!(entries.matches(r#""name":"root.unseal""#).count() >= 6, "{entries}");
+
+    let shares = made.root_shares.iter();
+    let planted: Vec<_> = shares.flat_map(|share| [share.as_bytes().to_vec(), share_value(share)]).collect();
+    let search = Search::of(planted.iter().map(|value| ("a share", value.as_slice())));
+    assert_eq!(search.found_in(told.concat().as_bytes()), none(), "told to who entered them");
+    assert_eq!(search.found_in(entries.as_bytes()), none(), "entries");
+    let logs = fs::read_to_string(folder.path().join("server.log")).unwrap();
+    assert!(logs.contains("TRACE"), "the log holds all that it can");
+    server.stop();
+    database.sql("CHECKPOINT");
+    database.own.as_mut().unwrap().stop();
+    assert_eq!(search.found_below(folder.path(), &[]), [""; 0]);
+    assert_eq!(search.found_below(database.access.password_file().parent().unwrap(), &[]), [""; 0]);
 }
 
 #[test]

@@ -121,14 +121,14 @@ async fn a_file_with_one_bad_object_changes_nothing_and_names_it() {
         cli.write("bad.yaml", format!("{ROLES}---\n{}", rule.replace(good, bad)));
         cli.fails("apply -f bad.yaml")
     };
-    insta::assert_snapshot!(failure("secret.destroy", "secret.put"), @"7 keyfold: cannot apply the files: ApprovalRule two: spec.operations[0]: unknown variant `secret.put`, expected one of `secret.get`, `secret.rollback`, `secret.delete`, `secret.destroy`, `key.rotate`, `config.apply`, `config.delete`.");
+    insta::assert_snapshot!(failure("secret.destroy", "secret.put"), @"7 keyfold: cannot apply the files: ApprovalRule two: spec.operations[0]: unknown variant `secret.put`, expected one of `secret.get`, `secret.rollback`, `secret.delete`, `secret.destroy`, `key.rotate`, `key.compromise`, `key.schedule-destruction`, `root.change`, `recovery.create`, `config.apply`, `config.delete`.");
     insta::assert_snapshot!(failure("people/bob", "people/alice"), @"7 keyfold: cannot apply the files: ApprovalRule two: spec.approvers: name at least two operators, each once, so that each can be the second person.");
     insta::assert_snapshot!(failure("people/bob", "bob"), @r#"7 keyfold: cannot apply the files: ApprovalRule two: spec.approvers: "bob" is not an operator: use ISSUER/SUBJECT, as keyfold whoami prints it."#);
     let failure = |good: &str, bad: &str| {
         cli.write("bad.yaml", format!("{rule}---\n{}", ROLES.replace(good, bad)));
         cli.fails("apply -f bad.yaml")
     };
-    insta::assert_snapshot!(failure("status:read", "status:write"), @r#"7 keyfold: cannot apply the files: OperatorRole payments-team: spec.allow[1]: "status:write" is no permission: use keys:read, keys:rotate, audit:read, status:read, keyspaces:read, keyspaces:write, issuers:read, issuers:write, roles:read, roles:write, operators:read, operators:write, approvals:read, approvals:sign, or an area such as keys:*."#);
+    insta::assert_snapshot!(failure("status:read", "status:write"), @r#"7 keyfold: cannot apply the files: OperatorRole payments-team: spec.allow[1]: "status:write" is no permission: use keys:read, keys:rotate, keys:compromise, keys:destroy, root:read, root:change, root:recover, ca:rotate, audit:read, status:read, keyspaces:read, keyspaces:write, issuers:read, issuers:write, roles:read, roles:write, operators:read, operators:write, approvals:read, approvals:sign, or an area such as keys:*."#);
     insta::assert_snapshot!(failure("builtIn: admin", "builtIn: root"), @"7 keyfold: cannot apply the files: OperatorRole platform: spec.builtIn: unknown variant `root`, expected one of `admin`, `key-admin`, `secret-admin`, `auditor`.");
     insta::assert_snapshot!(failure("{groups: [platform]}", "{}"), @"7 keyfold: cannot apply the files: OperatorRole platform: spec.bind[0].claims: name at least one, or every token would be bound.");
     insta::assert_snapshot!(failure("payments/**", "\"payments/{namespace}\""), @"7 keyfold: cannot apply the files: OperatorRole payments-team: spec.grants[0].path: variables stand for a workload's values, and an operator has none.");
@@ -345,7 +345,7 @@ async fn whoami_shows_what_roles_give_together() {
     issuer       people
     subject      carol
     roles        payments-team
-    permissions  keys:read, keys:rotate, status:read
+    permissions  keys:read, keys:rotate, keys:compromise, keys:destroy, status:read
     grant        payments/**(list,write)
     token until  2026-01-31T00:00:00Z
     ");

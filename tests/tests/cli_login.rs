@@ -102,7 +102,7 @@ async fn who_signed_in_needs_no_more_options() {
     elsewhere.ok("key list");
     insta::assert_snapshot!(elsewhere.ok("whoami"), @r"
     name         initial-administrator
-    permissions  keys:read, keys:rotate, audit:read, status:read, keyspaces:read, keyspaces:write, issuers:read, issuers:write, roles:read, roles:write, operators:read, operators:write, approvals:read, approvals:sign
+    permissions  keys:read, keys:rotate, keys:compromise, keys:destroy, root:read, root:change, root:recover, ca:rotate, audit:read, status:read, keyspaces:read, keyspaces:write, issuers:read, issuers:write, roles:read, roles:write, operators:read, operators:write, approvals:read, approvals:sign
     grant        **(read,list,write,delete,manage)
     ");
     assert!(elsewhere.ok("status").contains("installation"), "status shows an operator details");

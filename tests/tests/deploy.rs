@@ -142,7 +142,7 @@ fn the_servers_configuration_loads_and_names_files_that_are_mounted() {
     let container = server_container(&deployment);
     let config: Config =
         keyfold_core::config::load(yaml, ENVIRONMENT_PREFIX, environment(container)).unwrap();
-    let RootKey::File(root_key) = &config.root_key;
+    let RootKey::File(root_key) = &config.root_key else { panic!("the root key is a file") };
     for (path, volume) in [
         (&config.tls.certificate_file, "tls"),
         (&config.tls.key_file, "tls"),

@@ -35,7 +35,7 @@ async fn a_pods_token_becomes_files_and_everything_is_written_down() {
     assert_ne!(fs::read_link(files.join("..data")).unwrap(), before);
     assert_eq!(shown_files(&world, &files), files_of(&world, "second"));
 
-    let request = RotateKeyRequest { keyspace: "payments".into() };
+    let request = RotateKeyRequest { keyspace: "payments".into(), ..Default::default() };
     let turned = world.operator().keys().rotate_key(request).await.unwrap().into_inner();
     assert_eq!((turned.old_version, turned.new_version, turned.rewrapped_deks), (1, 2, 2));
     let wrapped_by =
@@ -51,20 +51,21 @@ async fn a_pods_token_becomes_files_and_everything_is_written_down() {
     assert!(!world.driver.mounts().contains(&world.volume(&reports).target));
 
     insta::assert_snapshot!(shown_log(&world).await, @r#"
-    0 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"system.initialize"},"outcome":{"result":"allowed"}}
-    1 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"config.apply","dry_run":false,"objects":[{"kind":"Issuer","name":"dev","generation":1}]},"outcome":{"result":"allowed"}}
-    2 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"config.apply","dry_run":false,"objects":[{"kind":"Keyspace","name":"payments","generation":1}]},"outcome":{"result":"allowed"}}
-    3 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"config.apply","dry_run":false,"objects":[{"kind":"AppRole","name":"payments-api","generation":1}]},"outcome":{"result":"allowed"}}
-    4 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"secret.put","path":"payments/db","version":1},"outcome":{"result":"allowed"}}
+    0 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"system.initialize"},"generation":1,"outcome":{"result":"allowed"}}
+    1 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"config.apply","dry_run":false,"objects":[{"kind":"Issuer","name":"dev","generation":1}]},"generation":2,"outcome":{"result":"allowed"}}
+    2 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"config.apply","dry_run":false,"objects":[{"kind":"Keyspace","name":"payments","generation":1}]},"generation":3,"outcome":{"result":"allowed"}}
+    3 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"config.apply","dry_run":false,"objects":[{"kind":"AppRole","name":"payments-api","generation":1}]},"generation":4,"outcome":{"result":"allowed"}}
+    4 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"secret.put","path":"payments/db","version":1},"generation":5,"outcome":{"result":"allowed"}}
     5 "actor":{"kind":"pod","name":"system:serviceaccount:payments:api","issuer":"dev","namespace":"payments","service_account":{"name":"api","uid":"UID of api"},"pod":{"name":"api-0","uid":"UID of api-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"driver":{"name":"system:serviceaccount:keyfold-system:keyfold-csi","issuer":"dev","namespace":"keyfold-system","service_account":{"name":"keyfold-csi","uid":"UID of keyfold-csi"},"pod":{"name":"keyfold-csi-dev","uid":"UID of keyfold-csi-dev"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI of the driver"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db","version":1,"rule":"payments/*"}]},"outcome":{"result":"allowed"}}
-    6 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"secret.put","path":"payments/db","version":2},"outcome":{"result":"allowed"}}
+    6 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"secret.put","path":"payments/db","version":2},"generation":6,"outcome":{"result":"allowed"}}
     7 "actor":{"kind":"pod","name":"system:serviceaccount:payments:api","issuer":"dev","namespace":"payments","service_account":{"name":"api","uid":"UID of api"},"pod":{"name":"api-0","uid":"UID of api-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"driver":{"name":"system:serviceaccount:keyfold-system:keyfold-csi","issuer":"dev","namespace":"keyfold-system","service_account":{"name":"keyfold-csi","uid":"UID of keyfold-csi"},"pod":{"name":"keyfold-csi-dev","uid":"UID of keyfold-csi-dev"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI of the driver"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db","version":2,"rule":"payments/*"}]},"outcome":{"result":"allowed"}}
-    8 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"key.rotate","keyspace":"payments","from_version":1,"to_version":2},"outcome":{"result":"allowed"}}
-    9 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"key.rewrap","keyspace":"payments","to_version":2,"deks":2},"outcome":{"result":"allowed"}}
-    10 "actor":{"kind":"pod","name":"system:serviceaccount:payments:api","issuer":"dev","namespace":"payments","service_account":{"name":"api","uid":"UID of api"},"pod":{"name":"api-0","uid":"UID of api-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"driver":{"name":"system:serviceaccount:keyfold-system:keyfold-csi","issuer":"dev","namespace":"keyfold-system","service_account":{"name":"keyfold-csi","uid":"UID of keyfold-csi"},"pod":{"name":"keyfold-csi-dev","uid":"UID of keyfold-csi-dev"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI of the driver"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db","version":2,"rule":"payments/*"}]},"outcome":{"result":"allowed"}}
-    11 "actor":{"kind":"pod","name":"system:serviceaccount:payments:reports","issuer":"dev","namespace":"payments","service_account":{"name":"reports","uid":"UID of reports"},"pod":{"name":"reports-0","uid":"UID of reports-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"driver":{"name":"system:serviceaccount:keyfold-system:keyfold-csi","issuer":"dev","namespace":"keyfold-system","service_account":{"name":"keyfold-csi","uid":"UID of keyfold-csi"},"pod":{"name":"keyfold-csi-dev","uid":"UID of keyfold-csi-dev"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI of the driver"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db"}]},"outcome":{"result":"refused","reason":"role-not-bound","message":"app role \"payments-api\" does not exist or does not bind system:serviceaccount:payments:reports of issuer dev"}}
+    8 "actor":{"kind":"operator","name":"initial-administrator"},"operation":{"name":"key.rotate","keyspace":"payments","from_version":1,"to_version":2},"generation":7,"outcome":{"result":"allowed"}}
+    9 "actor":{"kind":"server","name":"keyfold-server","replica":"ID of the replica"},"operation":{"name":"key.activate","keyspace":"payments","purpose":"data","version":2,"reason":"every live replica holds it"},"generation":8,"outcome":{"result":"allowed"}}
+    10 "actor":{"kind":"server","name":"keyfold-server","replica":"ID of the replica"},"operation":{"name":"key.rewrap","keyspace":"payments","to_version":2,"deks":2},"outcome":{"result":"allowed"}}
+    11 "actor":{"kind":"pod","name":"system:serviceaccount:payments:api","issuer":"dev","namespace":"payments","service_account":{"name":"api","uid":"UID of api"},"pod":{"name":"api-0","uid":"UID of api-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"driver":{"name":"system:serviceaccount:keyfold-system:keyfold-csi","issuer":"dev","namespace":"keyfold-system","service_account":{"name":"keyfold-csi","uid":"UID of keyfold-csi"},"pod":{"name":"keyfold-csi-dev","uid":"UID of keyfold-csi-dev"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI of the driver"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db","version":2,"rule":"payments/*"}]},"outcome":{"result":"allowed"}}
+    12 "actor":{"kind":"pod","name":"system:serviceaccount:payments:reports","issuer":"dev","namespace":"payments","service_account":{"name":"reports","uid":"UID of reports"},"pod":{"name":"reports-0","uid":"UID of reports-0"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI"},"driver":{"name":"system:serviceaccount:keyfold-system:keyfold-csi","issuer":"dev","namespace":"keyfold-system","service_account":{"name":"keyfold-csi","uid":"UID of keyfold-csi"},"pod":{"name":"keyfold-csi-dev","uid":"UID of keyfold-csi-dev"},"node":{"name":"dev-node","uid":"UID of dev-node"},"credential_id":"JTI of the driver"},"operation":{"name":"secret.issue","role":"payments-api","items":[{"path":"payments/db"}]},"outcome":{"result":"refused","reason":"role-not-bound","message":"app role \"payments-api\" does not exist or does not bind system:serviceaccount:payments:reports of issuer dev"}}
     "#);
-    assert_eq!(world.database.check_audit_log(), 13);
+    assert_eq!(world.database.check_audit_log(), 14);
 
     world.driver.kubelet().unpublish(&world.volume(&api)).await.unwrap();
     assert!(world.driver.mounts().is_empty());
@@ -122,14 +123,20 @@ fn shown_entry(entry: &AuditEntry) -> String {
     let member = |name: &str| json[name].as_str().unwrap();
     assert!(OffsetDateTime::parse(member("at"), &Rfc3339).is_ok());
     let common = format!(
-        r#"{{"v":1,"at":"{}","request_id":"{}","from":"127.0.0.1","#,
+        r#"{{"v":1,"at":"{}","request_id":"{}","from":{},"#,
         member("at"),
-        member("request_id")
+        member("request_id"),
+        json["from"]
     );
+    // A server's own entries come from nowhere.
+    assert_eq!(json["from"].is_null(), json["actor"]["kind"] == "server", "{json}");
     let text = str::from_utf8(&entry.entry).unwrap();
     let mut text = text.strip_prefix(&common).expect("each entry begins alike").to_owned();
     for (who, shown) in [("actor", "JTI"), ("driver", "JTI of the driver")] {
         text = text.replace(json[who]["credential_id"].as_str().unwrap_or("\n"), shown);
+    }
+    if let Some(replica) = json["actor"]["replica"].as_str() {
+        text = text.replace(replica, "ID of the replica");
     }
     for (kind, namespace, name) in [
         ("Pod", "payments", "api-0"),

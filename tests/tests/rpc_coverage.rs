@@ -3,13 +3,23 @@
 
 use std::collections::BTreeSet;
 
+use base64::Engine as _;
 use keyfold_proto::{DESCRIPTORS, keyfold::v1};
-use keyfold_tests::{Database, World, faults::until_state, raw::call, server_setup};
+use keyfold_tests::{
+    Database, World, certificates,
+    faults::until_state,
+    raw::call,
+    server_setup,
+    two_persons::{asked, new_key, public},
+};
 use prost::Message;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
-use Gate::{Anyone, BootstrapToken, DriverAndPod, Operator, OtherOperator, SecondPerson};
+use Gate::{
+    Anyone, BootstrapToken, Driver, DriverAndPod, Everyone, Operator, OtherOperator, PreparedOperator,
+    SecondPerson, ShareHolder,
+};
 
 /// Who may call an RPC.
 enum Gate {
@@ -22,10 +32,18 @@ enum Gate {
     SecondPerson,
     /// A CSI driver that presents a pod's token.
     DriverAndPod,
+    /// A CSI driver, on its own behalf.
+    Driver,
+    /// An operator, at a server that is prepared for it; this one is not. tests/tests/recovery.rs has one that is.
+    PreparedOperator,
+    /// Whoever holds a share, at a sealed server; this one is not. tests/tests/root_custody.rs has one that is.
+    ShareHolder,
     /// Who can read the server's bootstrap token, once.
     BootstrapToken,
     /// Everybody, without an entry as long as no token is given. Says why.
     Anyone { because: &'static str },
+    /// Everybody, without an entry, whatever token is given. Says why.
+    Everyone { because: &'static str },
 }
 
 struct Row {
@@ -38,7 +56,7 @@ struct Row {
     operations: &'static [&'static str],
 }
 
-const ROWS: [Row; 24] = [
+const ROWS: &[Row] = &[
     Row {
         rpc: "WorkloadService/IssueSecrets",
         gate: DriverAndPod,
@@ -134,8 +152,144 @@ const ROWS: [Row; 24] = [
     Row {
         rpc: "KeyService/RotateKey",
         gate: Operator,
-        request: |_| encode(v1::RotateKeyRequest { keyspace: "payments".into() }),
-        operations: &["key.rotate", "key.rewrap"],
+        request: |_| encode(v1::RotateKeyRequest { keyspace: "payments".into(), ..Default::default() }),
+        operations: &["key.rotate"],
+    },
+    Row {
+        rpc: "KeyService/GetKeyStatus",
+        gate: Operator,
+        request: |_| encode(v1::GetKeyStatusRequest::default()),
+        operations: &["key.status"],
+    },
+    Row {
+        rpc: "KeyService/GetRotationSchedule",
+        gate: Operator,
+        request: |_| encode(v1::GetRotationScheduleRequest::default()),
+        operations: &["key.schedule"],
+    },
+    Row {
+        rpc: "KeyService/PauseRotation",
+        gate: Operator,
+        request: |_| encode(v1::PauseRotationRequest { keyspace: "payments".into(), ..Default::default() }),
+        operations: &["key.pause"],
+    },
+    Row {
+        rpc: "KeyService/ResumeRotation",
+        gate: Operator,
+        request: |_| encode(v1::ResumeRotationRequest { keyspace: "payments".into(), ..Default::default() }),
+        operations: &["key.resume"],
+    },
+    Row {
+        rpc: "KeyService/ListQuarantine",
+        gate: Operator,
+        request: |_| encode(v1::ListQuarantineRequest::default()),
+        operations: &["key.list-quarantine"],
+    },
+    Row {
+        rpc: "KeyService/RetryQuarantine",
+        gate: Operator,
+        request: |_| encode(v1::RetryQuarantineRequest { keyspace: "payments".into() }),
+        operations: &["key.retry-quarantine"],
+    },
+    Row {
+        rpc: "KeyService/CompromiseKey",
+        gate: Operator,
+        request: |_| encode(v1::CompromiseKeyRequest { keyspace: "bare".into(), version: 1 }),
+        operations: &["key.compromise"],
+    },
+    Row {
+        rpc: "KeyService/ListExposedSecrets",
+        gate: Operator,
+        request: |_| encode(v1::ListExposedSecretsRequest { keyspace: "bare".into(), ..Default::default() }),
+        operations: &["key.list-exposed"],
+    },
+    Row {
+        rpc: "KeyService/ScheduleKeyDestruction",
+        gate: Operator,
+        request: |_| {
+            let (keyspace, delay_seconds) = ("bare".into(), Some(3600));
+            encode(v1::ScheduleKeyDestructionRequest {
+                keyspace,
+                version: 1,
+                delay_seconds,
+                purpose: String::new(),
+            })
+        },
+        operations: &["key.schedule-destruction"],
+    },
+    Row {
+        rpc: "KeyService/CancelKeyDestruction",
+        gate: Operator,
+        request: |_| {
+            encode(v1::CancelKeyDestructionRequest {
+                keyspace: "bare".into(),
+                version: 1,
+                purpose: String::new(),
+            })
+        },
+        operations: &["key.cancel-destruction"],
+    },
+    Row {
+        rpc: "KeyService/ListCertificates",
+        gate: Operator,
+        request: |_| encode(v1::ListCertificatesRequest::default()),
+        operations: &["key.list-certificates"],
+    },
+    Row {
+        rpc: "CertificateService/GetBundle",
+        gate: Everyone {
+            because: "whoever is to trust the authority asks for it, before there is a token; a certificate is shown to \
+                      everyone who connects, and says no more",
+        },
+        request: |_| encode(v1::GetBundleRequest {}),
+        operations: &[],
+    },
+    Row {
+        rpc: "CertificateService/IssueDriverCertificate",
+        gate: Driver,
+        request: |_| certificate_request(),
+        operations: &["ca.issue-driver-certificate"],
+    },
+    Row {
+        rpc: "CertificateService/RotateAuthority",
+        gate: Operator,
+        request: |_| encode(v1::RotateAuthorityRequest {}),
+        operations: &["ca.rotate"],
+    },
+    Row {
+        rpc: "RootService/GetRoot",
+        gate: Operator,
+        request: |_| encode(v1::GetRootRequest {}),
+        operations: &["root.status"],
+    },
+    Row {
+        rpc: "RootService/Unseal",
+        gate: ShareHolder,
+        request: |_| encode(v1::UnsealRequest { share: "kfs1-none".into() }),
+        operations: &["root.unseal"],
+    },
+    Row {
+        rpc: "RootService/ChangeRoot",
+        gate: Operator,
+        request: |world| {
+            let key = base64::engine::general_purpose::STANDARD
+                .encode(uuid::Uuid::from_u128(7).as_bytes().repeat(2));
+            std::fs::write(world.server.setup().folder().join("root.key"), key).expect("another root key");
+            encode(v1::ChangeRootRequest { custody: "file".into(), ..Default::default() })
+        },
+        operations: &["root.change"],
+    },
+    Row {
+        rpc: "RootService/CreateRecovery",
+        gate: Operator,
+        request: |_| encode(v1::CreateRecoveryRequest { shares: 3, threshold: 2 }),
+        operations: &["recovery.create"],
+    },
+    Row {
+        rpc: "RootService/DrillRecovery",
+        gate: PreparedOperator,
+        request: |_| encode(v1::DrillRecoveryRequest::default()),
+        operations: &["recovery.drill"],
     },
     Row {
         rpc: "AuditService/ListEntries",
@@ -152,13 +306,13 @@ const ROWS: [Row; 24] = [
     Row {
         rpc: "ApprovalService/GetPlan",
         gate: Operator,
-        request: |_| encode(v1::GetPlanRequest { id: PLAN.into() }),
+        request: |world| encode(v1::GetPlanRequest { id: waiting_plan(world) }),
         operations: &["approval.get"],
     },
     Row {
         rpc: "ApprovalService/SignPlan",
         gate: SecondPerson,
-        request: |_| encode(v1::SignPlanRequest { id: PLAN.into(), signature: vec![0; 64] }),
+        request: |world| encode(v1::SignPlanRequest { id: waiting_plan(world), signature: vec![0; 64] }),
         operations: &["approval.sign"],
     },
     Row {
@@ -204,9 +358,6 @@ const ROWS: [Row; 24] = [
     },
 ];
 
-/// A plan that waits for a second person.
-const PLAN: &str = "00000000-0000-0000-0000-000000000001";
-
 fn encode(message: impl Message) -> Vec<u8> {
     message.encode_to_vec()
 }
@@ -218,6 +369,11 @@ fn versions_request() -> Vec<u8> {
 fn issue_request(pod_token: &str) -> Vec<u8> {
     let items = vec![v1::SecretReference { path: "payments/db".into(), optional: false }];
     encode(v1::IssueSecretsRequest { pod_token: pod_token.into(), role: "payments-api".into(), items })
+}
+
+fn certificate_request() -> Vec<u8> {
+    let certificate_request = certificates::request(&certificates::key());
+    encode(v1::IssueDriverCertificateRequest { certificate_request })
 }
 
 fn initialize_request(file: &std::path::Path) -> Vec<u8> {
@@ -238,8 +394,13 @@ fn every_rpc_has_a_row() {
     let rows: BTreeSet<String> = ROWS.iter().map(|row| row.rpc.to_owned()).collect();
     assert_eq!(rpcs, rows, "each RPC needs a row here: who may call it, and what it writes down");
     assert_eq!(ROWS.len(), rows.len(), "an RPC has two rows");
-    let exempt = ROWS.iter().filter(|row| matches!(row.gate, Anyone { because } if !because.is_empty()));
-    assert_eq!(exempt.map(|row| row.rpc).collect::<Vec<_>>(), ["SystemService/GetStatus"]);
+    let exempt = ROWS
+        .iter()
+        .filter(|row| matches!(row.gate, Anyone { because } | Everyone { because } if !because.is_empty()));
+    assert_eq!(
+        exempt.map(|row| row.rpc).collect::<Vec<_>>(),
+        ["CertificateService/GetBundle", "SystemService/GetStatus"]
+    );
 }
 
 /// One call, and what must come of it.
@@ -260,11 +421,11 @@ async fn attack_15_every_rpc_refuses_and_writes_down() {
     world.put("payments/db", &[("password", "second")]).await;
     world.put("payments/db", &[("password", "third")]).await;
     world.server.apply("Keyspace", "empty", &json!({})).await.unwrap();
-    world.database.sql(&format!(
-        "INSERT INTO plans (id, operation, plan, requested_by, requested_at, expires_at)
-         VALUES ('{PLAN}', 'secret.destroy', '{{}}', 'people/alice', now(), now() + interval '1 hour')"
-    ));
-    for row in &ROWS {
+    world.server.apply("Keyspace", "bare", &json!({})).await.unwrap();
+    for row in ROWS {
+        if row.rpc == "ApprovalService/ListPlans" {
+            have_a_plan_wait(&world).await;
+        }
         for case in cases(&world, row) {
             let size = world.database.check_audit_log();
             let done = call(&world.channel(), row.rpc, case.bearer.as_deref(), case.request).await;
@@ -273,6 +434,7 @@ async fn attack_15_every_rpc_refuses_and_writes_down() {
             assert_eq!(code, case.code, "{what}: {:?}", done.err());
             let expected: Vec<_> = match (&row.gate, case.reason) {
                 (Anyone { .. }, _) if case.bearer.is_none() => Vec::new(),
+                (Everyone { .. }, _) => Vec::new(),
                 (_, None) => row.operations.iter().map(|name| (*name, "allowed", "", case.actor)).collect(),
                 (_, Some(reason)) => vec![(row.operations[0], "refused", reason, case.actor)],
             };
@@ -286,6 +448,20 @@ async fn attack_15_every_rpc_refuses_and_writes_down() {
             );
         }
     }
+}
+
+/// Asks for what a rule guards from here on: no row below does that.
+async fn have_a_plan_wait(world: &World) {
+    let approvers = ["people/alice", "people/bob"]
+        .map(|operator| json!({"operator": operator, "publicKey": public(&new_key())}));
+    let rule = json!({"operations": ["secret.get"], "approvers": approvers});
+    world.server.apply("ApprovalRule", "two-persons", &rule).await.unwrap();
+    let request = v1::GetSecretRequest { path: "payments/db".into(), version: None };
+    asked(world.operator().secrets().get_secret(request).await);
+}
+
+fn waiting_plan(world: &World) -> String {
+    world.database.sql("SELECT id FROM plans")
 }
 
 /// The credentials of a world, and the RPC that they are tried on.
@@ -303,11 +479,14 @@ fn cases(world: &World, row: &Row) -> Vec<Case> {
     let attempts = Attempts { world, row, administrator, pod, driver: world.driver_token() };
     match row.gate {
         Operator => attempts.of_operators(),
-        OtherOperator => attempts.of_other_operators(),
+        OtherOperator | PreparedOperator => attempts.of_other_operators(),
+        ShareHolder => attempts.of_share_holders(),
         SecondPerson => attempts.of_second_persons(),
+        Driver => attempts.of_drivers_alone(),
         DriverAndPod => attempts.of_drivers(),
         BootstrapToken => attempts.of_bootstrap_tokens(),
         Anyone { .. } => attempts.of_anyone(),
+        Everyone { .. } => attempts.of_everyone(),
     }
 }
 
@@ -369,6 +548,30 @@ impl Attempts<'_> {
         ]
     }
 
+    fn of_share_holders(&self) -> Vec<Case> {
+        let tokens =
+            [("without a token", None), ("with a bad token", Some(BAD)), ("with a pod's", Some(&*self.pod))];
+        let any = tokens.into_iter().chain([("as the administrator", Some(&*self.administrator))]);
+        let refused =
+            |(what, bearer)| self.case(what, bearer, Code::FailedPrecondition, Some("conflict"), "unknown");
+        any.map(refused).collect()
+    }
+
+    fn of_drivers_alone(&self) -> Vec<Case> {
+        let mut cases = self.of_drivers();
+        cases.retain(|case| case.what != "without a pod's token");
+        let driver = cases.last_mut().expect("a case");
+        driver.actor = "system:serviceaccount:keyfold-system:keyfold-csi";
+        cases
+    }
+
+    fn of_everyone(&self) -> Vec<Case> {
+        let tokens =
+            [("without a token", None), ("with a bad token", Some(BAD)), ("with a pod's", Some(&*self.pod))];
+        let any = tokens.into_iter().chain([("as the administrator", Some(&*self.administrator))]);
+        any.map(|(what, bearer)| self.case(what, bearer, Code::Ok, None, "")).collect()
+    }
+
     fn of_bootstrap_tokens(&self) -> Vec<Case> {
         let refused = |what, bearer, bootstrap: &str| Case {
             request: encode(v1::InitializeRequest { bootstrap_token: bootstrap.into() }),
@@ -406,8 +609,10 @@ impl Attempts<'_> {
 /// As long as a token of an administrator, and nobody's.
 const BAD: &str = "kfa_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
+/// Without those of what servers do of their own accord, which nobody calls.
 fn entries_from(database: &Database, index: u64) -> Vec<Value> {
-    let sql = "SELECT convert_from(entry, 'UTF8') FROM audit_entries WHERE index >=";
+    let sql =
+        "SELECT convert_from(entry, 'UTF8') FROM audit_entries WHERE actor <> 'keyfold-server' AND index >=";
     let lines = database.sql(&format!("{sql} {index} ORDER BY index"));
     lines.lines().map(|line| serde_json::from_str(line).expect("an entry is JSON")).collect()
 }
@@ -427,7 +632,10 @@ async fn the_first_initialisation_is_the_first_entry() {
     let channel = keyfold_proto::channel::connect_lazy(&setup.url(), &ca).unwrap();
 
     until_state(&server, v1::State::Uninitialized, "keyfold init").await;
-    for row in ROWS.iter().filter(|row| matches!(row.gate, Operator | SecondPerson | DriverAndPod)) {
+    for row in ROWS
+        .iter()
+        .filter(|row| matches!(row.gate, Operator | PreparedOperator | SecondPerson | Driver | DriverAndPod))
+    {
         let status = call(&channel, row.rpc, None, Vec::new()).await.unwrap_err();
         let early = matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument);
         assert!(early, "{} before init: {status:?}", row.rpc);

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
 use keyfold_proto::{DESCRIPTORS, keyfold::v1};
-use keyfold_tests::{People, World, raw};
+use keyfold_tests::{People, World, certificates, raw};
 use prost::Message;
 use serde_json::{Value, json};
 use tonic::Code;
@@ -92,11 +92,69 @@ fn rows() -> Vec<Row> {
         row("ConfigService/DeleteObject", "ApprovalRule", |_, _| delete("ApprovalRule", "none")),
         row("KeyService/ListKeys", "all", |_, _| encode(v1::ListKeysRequest::default())),
         row("KeyService/RotateKey", "payments", |_, _| {
-            encode(v1::RotateKeyRequest { keyspace: "payments".into() })
+            encode(v1::RotateKeyRequest { keyspace: "payments".into(), ..Default::default() })
         }),
+        row("KeyService/GetKeyStatus", "all", |_, _| encode(v1::GetKeyStatusRequest::default())),
+        row(
+            "KeyService/GetRotationSchedule",
+            "all",
+            |_, _| encode(v1::GetRotationScheduleRequest::default()),
+        ),
+        row("KeyService/PauseRotation", "payments", |_, _| {
+            encode(v1::PauseRotationRequest { keyspace: "payments".into(), ..Default::default() })
+        }),
+        row("KeyService/ResumeRotation", "payments", |_, _| {
+            encode(v1::ResumeRotationRequest { keyspace: "payments".into(), ..Default::default() })
+        }),
+        row("KeyService/ListQuarantine", "all", |_, _| encode(v1::ListQuarantineRequest::default())),
+        row("KeyService/RetryQuarantine", "payments", |_, _| {
+            encode(v1::RetryQuarantineRequest { keyspace: "payments".into() })
+        }),
+        row("KeyService/CompromiseKey", "none", |_, _| {
+            encode(v1::CompromiseKeyRequest { keyspace: "none".into(), version: 0 })
+        }),
+        row("KeyService/ListExposedSecrets", "payments", |_, _| {
+            encode(v1::ListExposedSecretsRequest { keyspace: "payments".into(), ..Default::default() })
+        }),
+        row("KeyService/ScheduleKeyDestruction", "none", |_, _| {
+            let keyspace = "none".into();
+            encode(v1::ScheduleKeyDestructionRequest {
+                keyspace,
+                version: 1,
+                delay_seconds: None,
+                purpose: String::new(),
+            })
+        }),
+        row("KeyService/CancelKeyDestruction", "none", |_, _| {
+            encode(v1::CancelKeyDestructionRequest {
+                keyspace: "none".into(),
+                version: 1,
+                purpose: String::new(),
+            })
+        }),
+        row("KeyService/ListCertificates", "all", |_, _| encode(v1::ListCertificatesRequest::default())),
         row("PolicyService/Explain", "payments/db", |_, _| {
             let (namespace, service_account, path) = ("payments".into(), "api".into(), "payments/db".into());
             encode(v1::ExplainRequest { namespace, service_account, path, ..Default::default() })
+        }),
+        row("CertificateService/GetBundle", "", |_, _| encode(v1::GetBundleRequest {})),
+        row("CertificateService/IssueDriverCertificate", "", |_, _| {
+            let certificate_request = certificates::request(&certificates::key());
+            encode(v1::IssueDriverCertificateRequest { certificate_request })
+        }),
+        row("CertificateService/RotateAuthority", "", |_, _| encode(v1::RotateAuthorityRequest {})),
+        row("RootService/GetRoot", "", |_, _| encode(v1::GetRootRequest {})),
+        row("RootService/Unseal", "of a server that serves", |_, _| {
+            encode(v1::UnsealRequest { share: "kfs1-none".into() })
+        }),
+        row("RootService/ChangeRoot", "to what is not configured", |_, _| {
+            encode(v1::ChangeRootRequest { custody: "pkcs11".into(), ..Default::default() })
+        }),
+        row("RootService/CreateRecovery", "2 of 3", |_, _| {
+            encode(v1::CreateRecoveryRequest { shares: 3, threshold: 2 })
+        }),
+        row("RootService/DrillRecovery", "without a scratch database", |_, _| {
+            encode(v1::DrillRecoveryRequest::default())
         }),
         row("AuditService/ListEntries", "all", |_, _| encode(v1::ListEntriesRequest::default())),
         row("ApprovalService/ListPlans", "all", |_, _| encode(v1::ListPlansRequest {})),

@@ -60,7 +60,11 @@ async fn a_dek_under_a_kek_that_is_not_active_is_refused() {
     let world = World::start().await.with_payments().await;
     let operator = world.operator();
     let keyspace = "payments".to_owned();
-    operator.keys().rotate_key(keyfold_proto::keyfold::v1::RotateKeyRequest { keyspace }).await.unwrap();
+    operator
+        .keys()
+        .rotate_key(keyfold_proto::keyfold::v1::RotateKeyRequest { keyspace, ..Default::default() })
+        .await
+        .unwrap();
     let refused = refusal(
         &world.database,
         "UPDATE deks SET kek_id = k.id, kek_version = k.version FROM keks k WHERE k.state = 'deactivated'",
@@ -73,8 +77,8 @@ async fn a_second_active_kek_is_refused() {
     let world = World::start().await.with_payments().await;
     let refused = refusal(
         &world.database,
-        "INSERT INTO keks (id, keyspace_id, purpose, version, state, rwk_id, wrapped, created_at)
-         SELECT gen_random_uuid(), keyspace_id, purpose, 2, 'active', rwk_id, wrapped, created_at FROM keks",
+        "INSERT INTO keks (id, keyspace_id, purpose, version, state, rwk_id, wrapped, created_at, generation, mac)
+         SELECT gen_random_uuid(), keyspace_id, purpose, 2, 'active', rwk_id, wrapped, created_at, 1, mac FROM keks",
     );
     assert!(refused.contains("keks_one_active"), "{refused}");
 }

@@ -72,7 +72,28 @@ fn the_commands_are_these() {
     keyfold approval sign
     keyfold approval keygen
     keyfold key list
+    keyfold key status
     keyfold key rotate
+    keyfold key schedule
+    keyfold key pause
+    keyfold key resume
+    keyfold key compromise
+    keyfold key exposed
+    keyfold key destroy
+    keyfold key cancel-destroy
+    keyfold key certificate list
+    keyfold key certificate get
+    keyfold key certificate verify
+    keyfold key quarantine
+    keyfold root status
+    keyfold root rotate
+    keyfold root migrate
+    keyfold unseal
+    keyfold recovery create
+    keyfold recovery drill
+    keyfold ca bundle
+    keyfold ca status
+    keyfold ca rotate
     keyfold audit list
     keyfold completions
     ");
@@ -105,6 +126,14 @@ fn what_is_wrong_is_refused_before_any_call() {
         "keyfold secret undelete payments/db",
         "keyfold secret destroy payments/db --yes",
         "keyfold secret delete payments/db --versions 1,x",
+        "keyfold key rotate",
+        "keyfold key rotate payments --watch --no-wait",
+        "keyfold key rotate payments --purpose row-mac",
+        "keyfold key destroy payments",
+        "keyfold key destroy payments --key-version 0",
+        "keyfold key quarantine --retry",
+        "keyfold root migrate --to paper",
+        "keyfold unseal kfs1-planted",
         "keyfold audit list --since yesterday",
         "keyfold audit list --limit 0",
     ];
@@ -133,6 +162,14 @@ fn what_is_wrong_is_refused_before_any_call() {
     error: the following required arguments were not provided:
     error: the following required arguments were not provided:
     error: invalid value 'x' for '--versions <N,N…>': invalid digit found in string
+    error: the following required arguments were not provided:
+    error: the argument '--watch' cannot be used with '--no-wait'
+    error: the argument '[KEYSPACE]' cannot be used with '--purpose <PURPOSE>'
+    error: the following required arguments were not provided:
+    error: invalid value '0' for '--key-version <N>': 0 is not in 1..=4294967295
+    error: the following required arguments were not provided:
+    error: invalid value 'paper' for '--to <CUSTODY>'
+    error: unexpected argument 'kfs1-planted' found
     error: invalid value 'yesterday' for '--since <TIME>': must be RFC 3339 (2026-01-31T08:00:00Z), or a time ago such as 1h or 7d
     error: invalid value '0' for '--limit <N>': 0 is not in 1..=4294967295
     ");

@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use crate::{
     args::{Format, Global},
     client::Client,
+    commands::recovery::print_shares,
     credentials::read_token,
     exit::{Exit, Failure, io_reason},
     output,
@@ -42,6 +43,15 @@ struct View<'a> {
     admin_token: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     admin_token_file: Option<&'a Path>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    root_shares: &'a [String],
+    #[serde(skip_serializing_if = "is_zero")]
+    root_threshold: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Initialises the server and hands over the administrator's token.
@@ -78,7 +88,23 @@ fn into_file(format: Format, answer: &InitializeResponse, mut file: TokenFile) -
         installation_id: &answer.installation_id,
         admin_token: None,
         admin_token_file: Some(&file.path),
+        root_shares: &answer.root_shares,
+        root_threshold: answer.root_threshold,
     };
+    if !answer.root_shares.is_empty() {
+        output::note(&format!(
+            "initialised installation {}; the administrator's token is in {}",
+            answer.installation_id,
+            file.path.display()
+        ));
+        if format != Format::Table {
+            let len = answer.root_shares.iter().map(String::len).sum();
+            output::print_secret(format, &view, len)?;
+            return Ok(Exit::Done);
+        }
+        print_shares(format, &answer.root_shares, answer.root_threshold)?;
+        return Ok(Exit::Done);
+    }
     output::print(format, &view, |view| {
         format!(
             "Initialised installation {}.\nThe administrator's token is in {}.\n",
@@ -95,14 +121,20 @@ fn onto_stdout(format: Format, answer: &InitializeResponse) -> Result<Exit, Fail
     match format {
         Format::Table => {
             output::write(&Zeroizing::new([answer.admin_token.as_bytes(), b"\n"].concat()))?;
+            if !answer.root_shares.is_empty() {
+                print_shares(format, &answer.root_shares, answer.root_threshold)?;
+            }
         }
         Format::Json | Format::Yaml | Format::Sarif => {
             let view = View {
                 installation_id: &answer.installation_id,
                 admin_token: Some(&answer.admin_token),
                 admin_token_file: None,
+                root_shares: &answer.root_shares,
+                root_threshold: answer.root_threshold,
             };
-            output::print_secret(format, &view, answer.admin_token.len())?;
+            let len = answer.admin_token.len() + answer.root_shares.iter().map(String::len).sum::<usize>();
+            output::print_secret(format, &view, len)?;
         }
     }
     Ok(Exit::Done)

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod apply;
 pub mod approval;
 pub mod audit;
+pub mod ca;
 pub mod completions;
 pub mod explain;
 pub mod get;
@@ -13,9 +14,12 @@ pub mod lint;
 pub mod login;
 pub mod logout;
 pub mod policy;
+pub mod recovery;
 pub mod role;
+pub mod root;
 pub mod secret;
 pub mod status;
+pub mod unseal;
 pub mod whoami;
 
 use crate::{
@@ -54,6 +58,10 @@ pub async fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Policy(args) => policy::run(global, &args.command),
         Command::Approval(args) => approval::run(global, args.command).await,
         Command::Key(args) => key::run(global, args.command).await,
+        Command::Root(args) => root::run(global, args.command).await,
+        Command::Unseal(args) => unseal::run(global, &args).await,
+        Command::Recovery(args) => recovery::run(global, args.command).await,
+        Command::Ca(args) => ca::run(global, args.command).await,
         Command::Audit(args) => audit::run(global, args.command).await,
         Command::Completions(args) => completions::run(&args),
         Command::Dev(args) => dev::run(args).await,

@@ -182,14 +182,17 @@ struct VolumeData {
 pub struct Kubelet {
     dir: PathBuf,
     node: String,
-    driver: Channel,
 }
 
 impl Kubelet {
-    /// The kubelet of `node` with its folder at `dir`, where the driver's sockets are. Nothing is connected until
-    /// the first call, which must happen inside a tokio runtime.
+    /// The kubelet of `node` with its folder at `dir`, where the driver's sockets are.
     pub fn new(dir: &Path, node: &str) -> Self {
-        Self { dir: dir.to_owned(), node: node.to_owned(), driver: connect_lazy(&csi_socket(dir)) }
+        Self { dir: dir.to_owned(), node: node.to_owned() }
+    }
+
+    /// A connection to the driver: kubelet opens one for each call, too.
+    fn driver(&self) -> Channel {
+        connect_lazy(&csi_socket(&self.dir))
     }
 
     /// Kubelet's folder.
@@ -199,7 +202,7 @@ impl Kubelet {
 
     /// Whether the driver answers Probe with ready.
     pub async fn is_driver_ready(&self) -> bool {
-        let answer = IdentityClient::new(self.driver.clone()).probe(ProbeRequest {}).await;
+        let answer = IdentityClient::new(self.driver()).probe(ProbeRequest {}).await;
         answer.is_ok_and(|probe| probe.into_inner().ready.unwrap_or(false))
     }
 
@@ -216,7 +219,7 @@ impl Kubelet {
             let why = format!("it says that it is the {} {:?}", info.r#type, info.name);
             return Err(Failure::new(Exit::Internal, "cannot register the CSI driver", why));
         }
-        let mut node = NodeClient::new(self.driver.clone());
+        let mut node = NodeClient::new(self.driver());
         node.node_get_info(NodeGetInfoRequest {}).await.map_err(failed)?;
         let status = RegistrationStatus { plugin_registered: true, error: String::new() };
         registration.notify_registration_status(status).await.map_err(failed)?;
@@ -240,7 +243,7 @@ impl Kubelet {
     }
 
     async fn call_publish(&self, request: NodePublishVolumeRequest) -> Result<(), Status> {
-        let mut node = NodeClient::new(self.driver.clone());
+        let mut node = NodeClient::new(self.driver());
         // Kubelet asks this before each publish, to learn of VOLUME_MOUNT_GROUP.
         node.node_get_capabilities(NodeGetCapabilitiesRequest {}).await?;
         let mut request = tonic::Request::new(request);
@@ -258,7 +261,7 @@ impl Kubelet {
             target_path: volume.target.display().to_string(),
         });
         request.set_timeout(CALL_TIMEOUT);
-        NodeClient::new(self.driver.clone()).node_unpublish_volume(request).await?;
+        NodeClient::new(self.driver()).node_unpublish_volume(request).await?;
         self.forget(volume).map_err(|error| Status::internal(error.to_string()))
     }
 

@@ -1,6 +1,8 @@
 //! `keyfold-server` as a child process, with everything that it needs in a folder.
 
 use std::{
+    collections::BTreeMap,
+    ffi::OsString,
     net::TcpStream,
     path::{Path, PathBuf},
     time::Duration,
@@ -24,7 +26,7 @@ use super::{
 use crate::{
     args::{Format, Global},
     client::Client,
-    exit::Failure,
+    exit::{Exit, Failure},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,6 +38,7 @@ pub struct Setup {
     folder: PathBuf,
     log: PathBuf,
     port: u16,
+    variables: BTreeMap<String, OsString>,
 }
 
 impl Setup {
@@ -52,8 +55,13 @@ impl Setup {
         now: OffsetDateTime,
     ) -> Result<Self, Failure> {
         private_folder(folder)?;
-        let setup =
-            Self { program: program.into(), folder: folder.into(), log: log.into(), port: free_port()? };
+        let setup = Self {
+            program: program.into(),
+            folder: folder.into(),
+            log: log.into(),
+            port: free_port()?,
+            variables: BTreeMap::new(),
+        };
         let authority = Authority::new("Keyfold development server", now)?;
         write_private(&setup.ca_file(), authority.certificate_pem().as_bytes())?;
         authority.serving(&LOOPBACK)?.write(&folder.join("tls.crt"), &folder.join("tls.key"))?;
@@ -79,6 +87,36 @@ impl Setup {
             "root_key": {"file": {"current": self.folder.join("root.key")}},
             "bootstrap_token_file": self.bootstrap_token_file(),
         })
+    }
+
+    /// Sets a top-level key of the configuration, for the next start; `null` removes it.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub fn configure(&self, key: &str, value: Value) -> Result<(), Failure> {
+        let file = self.config_file();
+        let mut config: BTreeMap<String, Value> =
+            serde_saphyr::from_str(&read_text(&file)?).map_err(|error| {
+                Failure::new(Exit::Internal, format!("cannot read {}", file.display()), error.to_string())
+            })?;
+        match value {
+            Value::Null => config.remove(key),
+            value => config.insert(key.to_owned(), value),
+        };
+        write_yaml(&file, &json!(config))
+    }
+
+    /// Gives its processes a variable besides PATH, from the next start on; `None` takes it away.
+    pub fn set_variable(&mut self, name: &str, value: Option<OsString>) {
+        match value {
+            Some(value) => self.variables.insert(name.to_owned(), value),
+            None => self.variables.remove(name),
+        };
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// `https://127.0.0.1:PORT`.
@@ -116,7 +154,7 @@ impl Setup {
 
     fn launch(&self, arguments: &[&str]) -> Result<Process, Failure> {
         let mut command = guarded(&self.program, "TERM", None);
-        command.arg("--config").arg(self.config_file()).args(arguments);
+        command.envs(&self.variables).arg("--config").arg(self.config_file()).args(arguments);
         Process::start("keyfold-server", command, &self.log)
     }
 
@@ -147,7 +185,15 @@ impl Server {
     /// # Errors
     /// When it ends instead; with the end of its log.
     pub async fn start(setup: &Setup) -> Result<Self, Failure> {
-        let mut process = setup.launch(&[])?;
+        Self::start_with(setup, &[]).await
+    }
+
+    /// The same with arguments behind the configuration file.
+    ///
+    /// # Errors
+    /// As for `start`.
+    pub async fn start_with(setup: &Setup, arguments: &[&str]) -> Result<Self, Failure> {
+        let mut process = setup.launch(arguments)?;
         let port = setup.port;
         process.ready(PATIENCE, async || TcpStream::connect(("127.0.0.1", port)).is_ok()).await?;
         Ok(Self { setup: setup.clone(), process })
@@ -156,6 +202,11 @@ impl Server {
     /// Its files and address.
     pub fn setup(&self) -> &Setup {
         &self.setup
+    }
+
+    /// The same, to be changed for the next start.
+    pub fn setup_mut(&mut self) -> &mut Setup {
+        &mut self.setup
     }
 
     /// Initialises the installation, and writes the administrator's token to its file.

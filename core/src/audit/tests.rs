@@ -16,6 +16,7 @@ fn entry(outcome: Outcome) -> Entry {
             lease_expires_at: None,
         },
         approval: None,
+        generation: None,
     };
     Entry::new(datetime!(2026-11-23 05:40:54.123456789 UTC), record, outcome)
 }
@@ -93,6 +94,7 @@ fn attack_16_who_proves_nothing_writes_little() {
         driver: None,
         operation,
         approval: None,
+        generation: None,
     };
     let entry = Entry::new(datetime!(2026-11-23 05:40:54 UTC), record, Outcome::Allowed);
     assert_eq!(entry.operation.paths().len(), UNKNOWN_ITEMS_MAX);

@@ -1,10 +1,11 @@
 //! The places that a blob can be bound to. Moved to any other place, it does not open.
 //!
-//! Each encoding starts with a domain string of its own. Integers are big-endian; strings and the domain are
-//! prefixed with their length in bytes as a u32; identifiers are their 16 raw bytes. So no two places encode alike.
+//! Each encoding starts with a domain string of its own, so no two places encode alike.
 
 use ring::digest::{SHA256, digest};
 use uuid::Uuid;
+
+use crate::encoder::Encoder;
 
 /// The encoding of a place, for the AEAD's associated data. Holds identifiers only, no material.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,14 +43,15 @@ pub struct PayloadContext {
 impl PayloadContext {
     /// The encoding for [`seal`](super::seal) and [`open`](super::open).
     pub fn associated_data(&self) -> AssociatedData {
-        Encoder::new("keyfold/v1/payload")
+        let encoding = Encoder::new("keyfold/v1/payload")
             .uuid(self.installation)
             .uuid(self.keyspace)
             .uuid(self.secret)
             .bytes(&self.version.to_be_bytes())
             .uuid(self.dek)
             .bytes(&self.metadata_digest)
-            .finish()
+            .finish();
+        AssociatedData(encoding)
     }
 }
 
@@ -75,7 +77,7 @@ pub struct DekContext {
 impl DekContext {
     /// The encoding for [`seal`](super::seal) and [`open`](super::open).
     pub fn associated_data(&self) -> AssociatedData {
-        Encoder::new("keyfold/v1/dek")
+        let encoding = Encoder::new("keyfold/v1/dek")
             .uuid(self.installation)
             .uuid(self.keyspace)
             .uuid(self.secret)
@@ -83,7 +85,8 @@ impl DekContext {
             .uuid(self.dek)
             .uuid(self.kek)
             .bytes(&self.kek_version.to_be_bytes())
-            .finish()
+            .finish();
+        AssociatedData(encoding)
     }
 }
 
@@ -107,14 +110,15 @@ pub struct KekContext<'a> {
 impl KekContext<'_> {
     /// The encoding for [`seal`](super::seal) and [`open`](super::open).
     pub fn associated_data(&self) -> AssociatedData {
-        Encoder::new("keyfold/v1/kek")
+        let encoding = Encoder::new("keyfold/v1/kek")
             .uuid(self.installation)
             .uuid(self.keyspace)
             .string(self.purpose)
             .uuid(self.kek)
             .bytes(&self.kek_version.to_be_bytes())
             .uuid(self.root_key_id)
-            .finish()
+            .finish();
+        AssociatedData(encoding)
     }
 }
 
@@ -134,12 +138,74 @@ pub struct RwkContext {
 impl RwkContext {
     /// The encoding for [`seal`](super::seal) and [`open`](super::open).
     pub fn associated_data(&self) -> AssociatedData {
-        Encoder::new("keyfold/v1/rwk")
+        let encoding = Encoder::new("keyfold/v1/rwk")
             .uuid(self.installation)
             .uuid(self.rwk)
             .bytes(&self.rwk_version.to_be_bytes())
             .uuid(self.root_key_id)
-            .finish()
+            .finish();
+        AssociatedData(encoding)
+    }
+}
+
+/// Place of the RWK's second copy, sealed by the recovery key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecoveryContext {
+    /// The installation.
+    pub installation: Uuid,
+    /// The RWK.
+    pub rwk: Uuid,
+    /// Its version.
+    pub rwk_version: u32,
+    /// From [`recovery_key_id`](super::recovery_key_id).
+    pub recovery_key_id: Uuid,
+}
+
+impl RecoveryContext {
+    /// The encoding for [`seal`](super::seal) and [`open`](super::open) of the RWK.
+    pub fn rwk_associated_data(&self) -> AssociatedData {
+        self.encode("keyfold/v1/rwk-recovery")
+    }
+
+    /// That of the recovery key itself, wrapped by the RWK.
+    pub fn recovery_key_associated_data(&self) -> AssociatedData {
+        self.encode("keyfold/v1/recovery-key")
+    }
+
+    fn encode(&self, domain: &str) -> AssociatedData {
+        let encoding = Encoder::new(domain)
+            .uuid(self.installation)
+            .uuid(self.rwk)
+            .bytes(&self.rwk_version.to_be_bytes())
+            .uuid(self.recovery_key_id)
+            .finish();
+        AssociatedData(encoding)
+    }
+}
+
+/// Place of a private key of the internal certificate authority, wrapped by a KEK of purpose `internal-ca`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CaKeyContext {
+    /// The installation.
+    pub installation: Uuid,
+    /// The authority's version.
+    pub ca_version: u32,
+    /// The KEK that wraps it.
+    pub kek: Uuid,
+    /// The KEK's version.
+    pub kek_version: u32,
+}
+
+impl CaKeyContext {
+    /// The encoding for [`seal`](super::seal) and [`open`](super::open).
+    pub fn associated_data(&self) -> AssociatedData {
+        let encoding = Encoder::new("keyfold/v1/ca-key")
+            .uuid(self.installation)
+            .bytes(&self.ca_version.to_be_bytes())
+            .uuid(self.kek)
+            .bytes(&self.kek_version.to_be_bytes())
+            .finish();
+        AssociatedData(encoding)
     }
 }
 
@@ -152,35 +218,6 @@ pub fn metadata_digest(path: &str, created_at_micros: i64, created_by: &str) -> 
         .string(created_by)
         .finish();
     let mut sum = [0; 32];
-    sum.copy_from_slice(digest(&SHA256, encoded.as_bytes()).as_ref());
+    sum.copy_from_slice(digest(&SHA256, &encoded).as_ref());
     sum
-}
-
-struct Encoder(Vec<u8>);
-
-impl Encoder {
-    fn new(domain: &str) -> Self {
-        Self(Vec::new()).string(domain)
-    }
-
-    /// # Panics
-    /// On a string of 4 GiB; names and paths are limited to far less where they enter.
-    fn string(self, text: &str) -> Self {
-        let len = u32::try_from(text.len()).expect("names and paths are shorter than 4 GiB");
-        self.bytes(&len.to_be_bytes()).bytes(text.as_bytes())
-    }
-
-    fn uuid(self, id: Uuid) -> Self {
-        self.bytes(id.as_bytes())
-    }
-
-    /// Only for lengths that are fixed, else two places could encode alike.
-    fn bytes(mut self, bytes: &[u8]) -> Self {
-        self.0.extend_from_slice(bytes);
-        self
-    }
-
-    fn finish(self) -> AssociatedData {
-        AssociatedData(self.0)
-    }
 }

@@ -6,7 +6,7 @@ use ring::hkdf::{HKDF_SHA512, KeyType, Prk, Salt};
 use uuid::Uuid;
 use zeroize::Zeroize;
 
-use crate::secret::Key;
+use crate::secret::{Key, KeyMaterial, wiping_stack};
 
 pub(super) const SALT_BYTES: usize = 32;
 pub(super) const NONCE_BYTES: usize = 12;
@@ -16,6 +16,7 @@ pub(super) const TAG_BYTES: usize = 16;
 const ENCRYPTION_INFO: &[u8] = b"keyfold/v1/suite-1/encryption-key";
 const COMMITMENT_INFO: &[u8] = b"keyfold/v1/suite-1/commitment";
 const ROOT_KEY_ID_INFO: &[u8] = b"keyfold/v1/root-key-id";
+const RECOVERY_KEY_ID_INFO: &[u8] = b"keyfold/v1/recovery-key-id";
 
 /// What one blob needs from the sealing key. The commitment is public: it stands in the header.
 pub(super) struct Derived {
@@ -23,7 +24,7 @@ pub(super) struct Derived {
     pub(super) commitment: [u8; COMMITMENT_BYTES],
 }
 
-pub(super) fn derive(key: &Key, salt: &[u8; SALT_BYTES]) -> Derived {
+pub(super) fn derive(key: &dyn KeyMaterial, salt: &[u8; SALT_BYTES]) -> Derived {
     let prk = extract(salt, key.expose());
     let (encryption_key, ()) = Key::fill_with(|out| expand(&prk, ENCRYPTION_INFO, out));
     let mut commitment = [0; COMMITMENT_BYTES];
@@ -34,8 +35,17 @@ pub(super) fn derive(key: &Key, salt: &[u8; SALT_BYTES]) -> Derived {
 /// The identifier of a root key: a UUID version 8 (RFC 9562, section 5.8) derived from the key by HKDF-SHA512
 /// without a salt. Nobody types it, so it cannot name another key than the one in use.
 pub fn root_key_id(root: &Key) -> Uuid {
+    key_id(root, ROOT_KEY_ID_INFO)
+}
+
+/// The identifier of a recovery key, made in the same way, but another than it would have as a root key.
+pub fn recovery_key_id(recovery: &Key) -> Uuid {
+    key_id(recovery, RECOVERY_KEY_ID_INFO)
+}
+
+fn key_id(key: &Key, info: &[u8]) -> Uuid {
     let mut id = [0; 16];
-    expand(&extract(&[], root.expose()), ROOT_KEY_ID_INFO, &mut id);
+    wiping_stack(|| expand(&extract(&[], key.expose()), info, &mut id));
     uuid::Builder::from_custom_bytes(id).into_uuid()
 }
 

@@ -42,6 +42,18 @@ pub enum GuardedOperation {
     /// Turning a KEK.
     #[serde(rename = "key.rotate")]
     KeyRotate,
+    /// Declaring a key compromised.
+    #[serde(rename = "key.compromise")]
+    KeyCompromise,
+    /// Having a key destroyed.
+    #[serde(rename = "key.schedule-destruction")]
+    KeyScheduleDestruction,
+    /// Turning or moving the root key.
+    #[serde(rename = "root.change")]
+    RootChange,
+    /// Making the recovery key's shares.
+    #[serde(rename = "recovery.create")]
+    RecoveryCreate,
     /// Declaring objects.
     #[serde(rename = "config.apply")]
     ConfigApply,
@@ -52,12 +64,16 @@ pub enum GuardedOperation {
 
 impl GuardedOperation {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::SecretGet,
         Self::SecretRollback,
         Self::SecretDelete,
         Self::SecretDestroy,
         Self::KeyRotate,
+        Self::KeyCompromise,
+        Self::KeyScheduleDestruction,
+        Self::RootChange,
+        Self::RecoveryCreate,
         Self::ConfigApply,
         Self::ConfigDelete,
     ];
@@ -70,6 +86,10 @@ impl GuardedOperation {
             Self::SecretDelete => "secret.delete",
             Self::SecretDestroy => "secret.destroy",
             Self::KeyRotate => "key.rotate",
+            Self::KeyCompromise => "key.compromise",
+            Self::KeyScheduleDestruction => "key.schedule-destruction",
+            Self::RootChange => "root.change",
+            Self::RecoveryCreate => "recovery.create",
             Self::ConfigApply => "config.apply",
             Self::ConfigDelete => "config.delete",
         }

@@ -74,10 +74,22 @@ macro_rules! permissions {
 }
 
 permissions! {
-    /// List KEKs.
+    /// List keys, and see how turns and rewraps stand.
     KeysRead = "keys:read",
-    /// Turn them.
+    /// Turn them, and pause and resume their schedules.
     KeysRotate = "keys:rotate",
+    /// Declare a key compromised, and see which secrets it exposed.
+    KeysCompromise = "keys:compromise",
+    /// Have a key destroyed, and cancel that.
+    KeysDestroy = "keys:destroy",
+    /// See where the root key lies.
+    RootRead = "root:read",
+    /// Turn the root key, and move it to another custody.
+    RootChange = "root:change",
+    /// Make the recovery key's shares, and drill recovery.
+    RootRecover = "root:recover",
+    /// Turn the internal certificate authority.
+    CaRotate = "ca:rotate",
     /// Read the audit log.
     AuditRead = "audit:read",
     /// See the server's details.

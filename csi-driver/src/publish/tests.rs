@@ -25,7 +25,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 
 use super::*;
-use crate::folder::Folder;
+use crate::{connection::Connection, folder::Folder};
 
 const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 
@@ -213,7 +213,7 @@ fn publisher(folder: &Path, address: SocketAddr, stopping: CancellationToken) ->
     );
     let config = Config::parse(&yaml, []).unwrap();
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
-    let broker = BrokerClient::new(endpoint.connect_lazy(), &config.token_file);
+    let broker = BrokerClient::new(Connection::over(endpoint.connect_lazy()).into(), &config.token_file);
     Arc::new(Publisher::new(&config, broker, stopping))
 }
 

@@ -17,6 +17,9 @@ pub fn from_error(rpc: &'static str, error: &Error) -> Status {
         Error::Database(cause) if code == Code::Aborted => tracing::warn!(rpc, %cause, "lost against others"),
         Error::Database(cause) => tracing::error!(rpc, %cause, "the database failed"),
         Error::Corrupt(what) => tracing::error!(rpc, %what, "stored data failed its integrity check"),
+        Error::Integrity { table, what } => {
+            tracing::error!(rpc, table, %what, "stored data failed its integrity check");
+        }
         Error::Entropy => tracing::error!(rpc, "the system gave no randomness"),
         Error::Refused(_) => tracing::info!(rpc, reason = error.code(), "refused"),
         _ => tracing::debug!(rpc, reason = error.code(), "failed"),
@@ -39,14 +42,17 @@ fn code(error: &Error) -> Code {
         Error::Refused(refusal) => refusal_code(refusal),
         Error::Invalid(_) => Code::InvalidArgument,
         Error::NotFound(_) => Code::NotFound,
-        Error::Conflict(_) | Error::NotInitialized => Code::FailedPrecondition,
-        Error::Sealed(_) | Error::IssuerUnavailable(_) | Error::ApiServerUnavailable(_) => Code::Unavailable,
+        Error::Conflict(_) | Error::TurnUnderWay(_) | Error::NotInitialized => Code::FailedPrecondition,
+        Error::HeartbeatLost
+        | Error::Sealed(_)
+        | Error::IssuerUnavailable(_)
+        | Error::ApiServerUnavailable(_) => Code::Unavailable,
         Error::Database(cause) => database_code(error, cause),
-        Error::Corrupt(_) => Code::DataLoss,
+        Error::Corrupt(_) | Error::Integrity { .. } => Code::DataLoss,
         Error::Entropy => Code::Internal,
-        Error::Busy => Code::Aborted,
+        Error::Busy | Error::RootChanged => Code::Aborted,
         Error::Overloaded | Error::CallerOverloaded { .. } => Code::ResourceExhausted,
-        Error::TooSlow => Code::DeadlineExceeded,
+        Error::TooSlow | Error::TurnWaits { .. } => Code::DeadlineExceeded,
     }
 }
 
@@ -66,6 +72,10 @@ fn refusal_code(refusal: &Refusal) -> Code {
         | Refusal::IssuerMismatch
         | Refusal::NodeUnknown(..)
         | Refusal::NodeMismatch
+        | Refusal::DriverCertificateMissing
+        | Refusal::DriverCertificateMismatch
+        | Refusal::DriverCertificateExpired
+        | Refusal::DriverNodeUnknown
         | Refusal::RoleMissing { .. }
         | Refusal::RoleNotBound { .. }
         | Refusal::Condition { .. }

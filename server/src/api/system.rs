@@ -10,7 +10,7 @@ use keyfold_proto::keyfold::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, timestamp};
+use super::{Api, root, timestamp};
 use crate::{
     authn::{OperatorCaller, OperatorKind},
     broker, seal,
@@ -29,6 +29,8 @@ impl SystemService for Api {
             Ok(InitializeResponse {
                 installation_id: made.installation.to_string(),
                 admin_token: String::from_utf8(made.admin_token.into_vec()).unwrap_or_default(),
+                root_shares: root::texts(made.root_shares.texts),
+                root_threshold: made.root_shares.threshold,
             })
         })
         .await

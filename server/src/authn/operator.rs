@@ -5,7 +5,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use keyfold_core::{
     entropy::{Entropy, EntropyError},
     refusal::Refusal,
-    secret::SecretBytes,
+    secret::{SecretBytes, wiping_stack},
 };
 use ring::digest;
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
@@ -67,7 +67,8 @@ pub fn generate_admin_token(entropy: &dyn Entropy) -> Result<(SecretBytes, [u8; 
 
 fn hash(token: &[u8]) -> [u8; 32] {
     let mut hash = [0; 32];
-    hash.copy_from_slice(digest::digest(&digest::SHA256, token).as_ref());
+    // SHA-256 takes in what it hashes by way of the stack.
+    wiping_stack(|| hash.copy_from_slice(digest::digest(&digest::SHA256, token).as_ref()));
     hash
 }
 

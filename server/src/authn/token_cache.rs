@@ -5,7 +5,10 @@
 
 use std::sync::Arc;
 
-use keyfold_core::token::{CheckedClaims, TokenRefusal, Validity};
+use keyfold_core::{
+    secret::wiping_stack,
+    token::{CheckedClaims, TokenRefusal, Validity},
+};
 use quick_cache::{Weighter, sync};
 use ring::digest;
 
@@ -21,7 +24,8 @@ pub(super) struct TokenDigest([u8; 32]);
 impl TokenDigest {
     pub(super) fn of(token: &str) -> Self {
         let mut bytes = [0; 32];
-        bytes.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
+        // SHA-256 takes in what it hashes by way of the stack.
+        wiping_stack(|| bytes.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref()));
         Self(bytes)
     }
 }

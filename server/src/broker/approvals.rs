@@ -8,11 +8,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use keyfold_core::{
     audit::{Approval, Operation, Outcome, Record},
     name::ObjectName,
-    object::{ApprovalRuleSpec, Approver, Kind, Spec},
+    object::{ApprovalRuleSpec, Approver, GuardedOperation, Kind, Spec},
     plan::{Plan, PlanHash, PlannedObject, guardable},
     refusal::Refusal,
 };
-use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -21,7 +20,11 @@ use crate::{
     broker::{APPEND, Broker, Call, work::OperatorWork},
     directory::Snapshot,
     error::Error,
-    store::plans::{self, Signature, StoredPlan},
+    integrity::row_macs::RowMacs,
+    store::{
+        Tx,
+        plans::{self, Signature, StoredPlan},
+    },
 };
 
 /// Plans of one operator that may wait at once.
@@ -40,10 +43,35 @@ impl Guard {
     pub(super) fn of(snapshot: &Snapshot, operation: &Operation, objects: &[PlannedObject]) -> Option<Self> {
         let operation_name = guardable(operation)?;
         let round = gets_round(snapshot, operation, objects);
-        let guards = |rule: &&ApprovalRuleSpec| round || rule.operations.contains(&operation_name);
+        let steers_keys = objects.iter().any(|object| changes_rotation(snapshot, object));
+        let guards = |rule: &&ApprovalRuleSpec| {
+            round
+                || rule.operations.contains(&operation_name)
+                || (steers_keys && rule.operations.iter().any(|guarded| KEYS.contains(guarded)))
+        };
         let rules: Vec<_> = snapshot.approval_rules.iter().map(|(_, rule)| rule).filter(guards).collect();
         let ttl = rules.iter().map(|rule| rule.ttl).min()?;
         Some(Self { approvers: rules.iter().flat_map(|rule| rule.approvers.clone()).collect(), ttl })
+    }
+
+    /// Whether a second person would know what the operation does. What the server would choose is not in the plan; and a
+    /// change of the root key must name what it replaces, or a plan that was signed for one could be used for the next.
+    ///
+    /// # Errors
+    /// `Invalid`, saying what to name.
+    pub(super) fn check_plannable(operation: &Operation) -> Result<(), Error> {
+        let missing = match operation {
+            Operation::RootChange { replaces: None, .. } => {
+                "the root key that is to be replaced (replaces_root_key_id): keyfold root status shows the one in use"
+            }
+            Operation::KeyCompromise { version: None, .. } => "the key's version (--key-version)",
+            // By command it holds the delay.
+            Operation::KeyScheduleDestruction { reason: None, .. } => "the delay (--after)",
+            _ => return Ok(()),
+        };
+        Err(Error::Invalid(format!(
+            "an approval rule guards this and a second person signs it, so the request must name {missing}"
+        )))
     }
 
     /// When a plan that is made now expires.
@@ -112,18 +140,42 @@ fn changes_the_base(snapshot: &Snapshot, PlannedObject { name, spec, .. }: &Plan
     }
 }
 
+/// What a rotation policy has the servers do by themselves, again and again.
+const KEYS: [GuardedOperation; 3] =
+    [GuardedOperation::KeyRotate, GuardedOperation::KeyCompromise, GuardedOperation::KeyScheduleDestruction];
+
+/// Whether a keyspace gets another rotation policy. Taking it away is a change too; deleting a keyspace is none, for one
+/// that can be deleted has never held a secret.
+fn changes_rotation(snapshot: &Snapshot, PlannedObject { name, spec, .. }: &PlannedObject) -> bool {
+    matches!(spec, Spec::Keyspace(spec) if spec.rotation.as_ref() != snapshot.rotations.get(name))
+}
+
 /// Takes the approval of `presented`, the plan of the present request but for its id and times: once for all, unless
 /// the transaction ends otherwise.
 pub(super) async fn redeem(
-    connection: &mut PgConnection,
+    tx: &mut Tx,
+    macs: &RowMacs,
     guard: &Guard,
     presented: Plan,
     now: OffsetDateTime,
 ) -> Result<Approval, Error> {
+    let stored = plans::lock(tx, macs, presented.id).await?;
+    let (stored, approval) = check_signed(stored, guard, presented, now)?;
+    if !plans::use_up(tx, macs, stored.id, now).await? {
+        return Err(Refusal::ApprovalUnfit(USED).into());
+    }
+    Ok(approval)
+}
+
+/// Whether the stored plan is signed, and for what is asked now. Changes nothing.
+fn check_signed(
+    stored: Option<StoredPlan>,
+    guard: &Guard,
+    presented: Plan,
+    now: OffsetDateTime,
+) -> Result<(StoredPlan, Approval), Error> {
     let unfit = |why| Error::from(Refusal::ApprovalUnfit(why));
-    let stored = plans::lock(connection, presented.id)
-        .await?
-        .ok_or_else(|| unfit("there is no such plan, or it expired"))?;
+    let stored = stored.ok_or_else(|| unfit("there is no such plan, or it expired"))?;
     if stored.requested_by != presented.requested_by {
         return Err(unfit("another operator asked for the plan"));
     }
@@ -139,16 +191,14 @@ pub(super) async fn redeem(
     }
     let hash = stored.hash();
     let public_key = guard.key_that_signed(&signature.signed_by, hash, &signature.signature)?;
-    if !plans::use_up(connection, stored.id, now).await? {
-        return Err(unfit(USED));
-    }
-    Ok(Approval {
+    let approval = Approval {
         plan: stored.id,
         hash: hash.to_string(),
         signed_by: signature.signed_by.clone(),
         public_key: STANDARD.encode(public_key),
         signature: STANDARD.encode(&signature.signature),
-    })
+    };
+    Ok((stored, approval))
 }
 
 const USED: &str = "the plan was used before";
@@ -166,15 +216,24 @@ fn check_open(stored: &StoredPlan, now: OffsetDateTime) -> Result<(), Refusal> {
 }
 
 impl Broker {
+    /// Looks whether the approval of `presented` would be taken, so that nothing is done elsewhere for one that would not.
+    /// It still counts only once, in the operation's own transaction.
+    pub(super) async fn check_approval(&self, guard: &Guard, presented: &Plan) -> Result<(), Error> {
+        let keyring = self.seal.keyring()?;
+        let mut connection = self.store.connection().await?;
+        let stored = plans::find(&mut connection, keyring.row_macs(), presented.id).await?;
+        check_signed(stored, guard, presented.clone(), self.now()).map(drop)
+    }
+
     /// Keeps the plan of an operation that needs a second person, together with the entry of its refusal.
     pub(super) async fn keep_plan<T>(&self, plan: &Plan, record: Record, refusal: Error) -> Result<T, Error> {
         let outcome = &Outcome::refused(refusal.code(), &refusal.to_string());
-        let entry = &record;
+        let (entry, keyring) = (&record, &self.seal.keyring()?);
         let kept = self
             .store
             .tx("approval.request", APPEND, |mut tx| async move {
                 plans::delete_expired(&mut tx, self.now()).await?;
-                plans::insert(&mut tx, plan).await?;
+                plans::insert(&mut tx, keyring.row_macs(), plan).await?;
                 self.append(&mut tx, entry, outcome).await?;
                 // After the entry: the head row's lock lets one at a time count, and the one before has committed.
                 if plans::waiting_of(&mut tx, &plan.requested_by, self.now()).await? > WAITING_MAX {
@@ -199,8 +258,9 @@ impl Broker {
     /// # Errors
     /// Those of Postgres.
     pub async fn plans(&self, call: &Call) -> Result<Vec<StoredPlan>, Error> {
+        let keyring = &self.seal.keyring()?;
         self.operate(call, Operation::ApprovalList {}, |mut work| async move {
-            let found = plans::waiting(work.tx(), self.now()).await?;
+            let found = plans::waiting(work.tx(), keyring.row_macs(), self.now()).await?;
             work.allow(found).await
         })
         .await
@@ -211,8 +271,10 @@ impl Broker {
     /// # Errors
     /// `NotFound` when there is none.
     pub async fn plan(&self, call: &Call, id: Uuid) -> Result<StoredPlan, Error> {
+        let keyring = &self.seal.keyring()?;
         self.operate(call, Operation::ApprovalGet { plan: id }, |mut work| async move {
-            let found = plans::find(work.tx(), id).await?.ok_or_else(|| no_such_plan(id))?;
+            let found = plans::find(work.tx(), keyring.row_macs(), id).await?;
+            let found = found.ok_or_else(|| no_such_plan(id))?;
             work.allow(found).await
         })
         .await
@@ -223,10 +285,12 @@ impl Broker {
     /// # Errors
     /// `NotFound`; `ApprovalUnfit` when the caller may not sign this plan, or this is not their signature on it.
     pub async fn sign_plan(&self, call: &Call, id: Uuid, signature: &[u8]) -> Result<(), Error> {
+        let keyring = &self.seal.keyring()?;
         let asked = Operation::ApprovalSign { plan: id, hash: None, operation: None };
         self.operate(call, asked, |mut work| async move {
             let signer = second_person(&work)?;
-            let stored = plans::lock(work.tx(), id).await?.ok_or_else(|| no_such_plan(id))?;
+            let stored = plans::lock(work.tx(), keyring.row_macs(), id).await?;
+            let stored = stored.ok_or_else(|| no_such_plan(id))?;
             check_open(&stored, self.now())?;
             if is_one_person(work.snapshot(), &stored.requested_by, &signer) {
                 return Err(Refusal::ApprovalUnfit(OWN).into());
@@ -240,7 +304,7 @@ impl Broker {
                 None => {
                     let signature =
                         Signature { signed_by: signer, public_key, signature: signature.to_vec() };
-                    plans::sign(work.tx(), id, &signature).await?;
+                    plans::sign(work.tx(), keyring.row_macs(), id, &signature).await?;
                 }
                 Some(before) if before.signed_by == signer => {}
                 Some(_) => return Err(Refusal::ApprovalUnfit("somebody else has signed it already").into()),

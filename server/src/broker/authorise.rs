@@ -75,8 +75,23 @@ fn needs(operation: &Operation) -> Needs {
         Operation::ConfigList { kind } if kind.is_empty() => Needs::AnyOf(Kind::ALL.map(reading).into()),
         Operation::ConfigList { kind } => of_kinds([kind].into_iter(), reading),
         Operation::ConfigDelete { kind, .. } => of_kinds([kind].into_iter(), writing),
-        Operation::KeyList { .. } => one(Permission::KeysRead),
-        Operation::KeyRotate { .. } => one(Permission::KeysRotate),
+        Operation::KeyList { .. }
+        | Operation::KeyStatus { .. }
+        | Operation::KeySchedule { .. }
+        | Operation::KeyListCertificates { .. }
+        | Operation::KeyListQuarantine { .. } => one(Permission::KeysRead),
+        Operation::KeyRotate { .. }
+        | Operation::KeyPause { .. }
+        | Operation::KeyResume { .. }
+        | Operation::KeyRetryQuarantine { .. } => one(Permission::KeysRotate),
+        Operation::KeyCompromise { .. } | Operation::KeyListExposed { .. } => one(Permission::KeysCompromise),
+        Operation::KeyScheduleDestruction { .. } | Operation::KeyCancelDestruction { .. } => {
+            one(Permission::KeysDestroy)
+        }
+        Operation::RootStatus {} => one(Permission::RootRead),
+        Operation::RootChange { .. } => one(Permission::RootChange),
+        Operation::RecoveryCreate { .. } | Operation::RecoveryDrill { .. } => one(Permission::RootRecover),
+        Operation::CaRotate { .. } => one(Permission::CaRotate),
         Operation::PolicyExplain { .. } => one(Permission::RolesRead),
         Operation::AuditList {} => one(Permission::AuditRead),
         Operation::ApprovalList {} | Operation::ApprovalGet { .. } => one(Permission::ApprovalsRead),
@@ -84,9 +99,20 @@ fn needs(operation: &Operation) -> Needs {
         Operation::SystemStatus {} => one(Permission::StatusRead),
         Operation::SystemWhoami {} => Needs::AnyRight,
         Operation::SystemRevokeInitialAdministrator {} => one(Permission::OperatorsWrite),
-        Operation::SecretIssue { .. } | Operation::KeyRewrap { .. } | Operation::SystemInitialize {} => {
-            Needs::Nothing
-        }
+        Operation::SecretIssue { .. }
+        | Operation::KeyCreate { .. }
+        | Operation::KeyActivate { .. }
+        | Operation::KeySkipRun { .. }
+        | Operation::KeyRewrap { .. }
+        | Operation::KeyReencrypt { .. }
+        | Operation::KeyDestroy { .. }
+        | Operation::KeyQuarantine { .. }
+        | Operation::RootUnseal { .. }
+        | Operation::CaIssueDriverCertificate { .. }
+        | Operation::CaActivate { .. }
+        | Operation::SystemIntegrityFailure { .. }
+        | Operation::SystemAcceptOlderDatabase { .. }
+        | Operation::SystemInitialize {} => Needs::Nothing,
     }
 }
 

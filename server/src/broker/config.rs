@@ -5,19 +5,19 @@ use std::{collections::BTreeSet, fmt::Display};
 use keyfold_core::{
     audit::{AppliedObject, Operation},
     condition::Condition,
+    key::Purpose,
     name::ObjectName,
     object::{AppRoleSpec, Kind, Permission, Spec},
     plan::PlannedObject,
     rights::Rights,
 };
-use sqlx::PgConnection;
 
 use crate::{
     broker::{Broker, Call, authorise},
     error::Error,
     keys::keyring::Keyring,
     store::{
-        keks,
+        Tx, keks, keysets,
         objects::{self, Object},
         secrets,
     },
@@ -82,8 +82,8 @@ impl Broker {
             let mut changes = Vec::with_capacity(declared.len());
             for PlannedObject { kind, name, spec } in declared {
                 let before = match dry_run {
-                    true => objects::find(work.tx(), kind, name.as_str()).await?,
-                    false => objects::lock(work.tx(), kind, name.as_str()).await?,
+                    true => objects::find(work.tx(), keyring.row_macs(), kind, name.as_str()).await?,
+                    false => objects::lock(work.tx(), keyring.row_macs(), kind, name.as_str()).await?,
                 };
                 let change = self.changed(before, kind, name, &spec)?;
                 if !dry_run {
@@ -120,30 +120,27 @@ impl Broker {
                 spec_json,
                 generation: 1,
                 updated_at: self.now(),
+                mac: Vec::new(),
             },
         };
         Ok(ObjectChange { before, after })
     }
 
-    async fn write(
-        &self,
-        connection: &mut PgConnection,
-        keyring: &Keyring,
-        change: &ObjectChange,
-    ) -> Result<(), Error> {
-        let after = &change.after;
+    async fn write(&self, tx: &mut Tx, keyring: &Keyring, change: &ObjectChange) -> Result<(), Error> {
+        let (after, macs) = (&change.after, keyring.row_macs());
         match &change.before {
             None => {
-                objects::insert(connection, after).await?;
+                objects::insert(tx, macs, after).await?;
                 if after.kind == Kind::Keyspace {
-                    let kek = keyring.new_kek(after.id, 1, &*self.entropy)?;
-                    keks::insert_active(connection, &kek, after.updated_at).await?;
+                    self.worker.heartbeat.may_encrypt().await?;
+                    let (purpose, keyset) = (Purpose::Data, self.entropy.uuid()?);
+                    keysets::insert(tx, keyset, Some(after.id), purpose, after.updated_at).await?;
+                    let kek = keyring.new_kek(Some(after.id), purpose, 1, &*self.entropy)?;
+                    keks::insert_active(tx, macs, &kek, after.updated_at).await?;
                 }
                 Ok(())
             }
-            Some(_) if change.is_change() => {
-                objects::update(connection, after.id, &after.spec_json, after.updated_at).await
-            }
+            Some(before) if change.is_change() => objects::update(tx, macs, before, after).await,
             Some(_) => Ok(()),
         }
     }
@@ -153,9 +150,10 @@ impl Broker {
     /// # Errors
     /// `NotFound` when there is none, `Invalid` for an unknown kind.
     pub async fn object(&self, call: &Call, kind: &str, name: &str) -> Result<Object, Error> {
+        let keyring = &self.seal.keyring()?;
         let operation = Operation::ConfigGet { kind: kind.to_owned(), object: name.to_owned() };
         self.operate(call, operation, |mut work| async move {
-            let found = objects::find(work.tx(), Kind::parse(kind)?, name).await?;
+            let found = objects::find(work.tx(), keyring.row_macs(), Kind::parse(kind)?, name).await?;
             work.allow(found.ok_or_else(|| no_such_object(kind, name))?).await
         })
         .await
@@ -166,10 +164,11 @@ impl Broker {
     /// # Errors
     /// `Invalid` for an unknown kind.
     pub async fn objects(&self, call: &Call, kind: &str) -> Result<Vec<Object>, Error> {
+        let keyring = &self.seal.keyring()?;
         let operation = Operation::ConfigList { kind: kind.to_owned() };
         self.operate(call, operation, |mut work| async move {
             let kind = if kind.is_empty() { None } else { Some(Kind::parse(kind)?) };
-            let mut found = objects::list(work.tx(), kind).await?;
+            let mut found = objects::list(work.tx(), keyring.row_macs(), kind).await?;
             found.retain(|object| work.rights().may(authorise::reading(object.kind)));
             work.allow(found).await
         })
@@ -181,9 +180,10 @@ impl Broker {
     /// # Errors
     /// `NotFound` when there is none, `Conflict` for a keyspace that has held a secret.
     pub async fn delete_object(&self, call: &Call, kind: &str, name: &str) -> Result<(), Error> {
+        let keyring = &self.seal.keyring()?;
         let operation = Operation::ConfigDelete { kind: kind.to_owned(), object: name.to_owned() };
         self.operate(call, operation, |mut work| async move {
-            let object = objects::lock(work.tx(), Kind::parse(kind)?, name)
+            let object = objects::lock(work.tx(), keyring.row_macs(), Kind::parse(kind)?, name)
                 .await?
                 .ok_or_else(|| no_such_object(kind, name))?;
             if object.kind == Kind::Keyspace {
@@ -194,7 +194,7 @@ impl Broker {
                 }
                 keks::delete_all(work.tx(), object.id).await?;
             }
-            objects::delete(work.tx(), object.id).await?;
+            objects::delete(work.tx(), &object).await?;
             work.allow(()).await
         })
         .await

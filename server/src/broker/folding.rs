@@ -88,6 +88,7 @@ mod tests {
             driver: None,
             operation: Operation::AuditList {},
             approval: None,
+            generation: None,
         }
     }
 

@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use crate::{
     broker::{Broker, Call, work::OperatorWork},
     error::Error,
+    integrity::row_macs::RowMacs,
     keys::keyring::{VersionPlace, micros, number, stored},
     store::{
         deks, keks, objects, secret_labels,
@@ -63,11 +64,13 @@ impl Broker {
         expected: Option<u32>,
     ) -> Result<u32, Error> {
         let keyring = &*self.seal.keyring()?;
+        let macs = keyring.row_macs();
+        self.worker.heartbeat.may_encrypt().await?;
         let operation = Operation::SecretPut { path: path.to_string(), version: None };
         self.operate(call, operation, |mut work| async move {
             check_fields(fields)?;
             let keyspace =
-                objects::find(work.tx(), Kind::Keyspace, path.keyspace()).await?.ok_or_else(|| {
+                objects::find(work.tx(), macs, Kind::Keyspace, path.keyspace()).await?.ok_or_else(|| {
                     Error::NotFound(format!("there is no keyspace {}: apply one first", path.keyspace()))
                 })?;
             let at = self.now();
@@ -83,7 +86,7 @@ impl Broker {
                     expected.unwrap_or_default()
                 )));
             }
-            let active = keks::active(work.tx(), keyspace.id).await?.ok_or_else(|| {
+            let active = keks::active(work.tx(), macs, keyspace.id).await?.ok_or_else(|| {
                 Error::Corrupt(format!("keks: no active key of keyspace {}", keyspace.name))
             })?;
             let place = VersionPlace {
@@ -95,10 +98,10 @@ impl Broker {
                 created_by: &created_by,
             };
             let (payload, dek) = keyring.seal_version(&place, &active, fields, &*self.entropy)?;
-            secret_versions::insert(work.tx(), secret.id, secret.newest_version, &payload, at, &created_by)
-                .await?;
+            let newest = secret.newest_version;
+            secret_versions::insert(work.tx(), macs, secret.id, newest, &payload, at, &created_by).await?;
             deks::insert(work.tx(), &dek).await?;
-            secret_labels::make_current(work.tx(), secret.id, secret.newest_version, at).await?;
+            secret_labels::make_current(work.tx(), macs, secret.id, newest, at).await?;
             work.state(Operation::SecretPut { path: path.to_string(), version: Some(version) });
             work.allow(version).await
         })
@@ -115,15 +118,16 @@ impl Broker {
         path: &SecretPath,
         version: Option<u32>,
     ) -> Result<OpenVersion, Error> {
-        let keyring = self.seal.keyring()?;
+        let keyring = &self.seal.keyring()?;
+        let macs = keyring.row_macs();
         let operation = Operation::SecretGet { path: path.to_string(), version };
         let found = self
             .operate(call, operation, |mut work| async move {
                 let found = match version {
                     Some(version) => {
-                        secret_versions::numbered(work.tx(), path.as_str(), stored(version)?).await?
+                        secret_versions::numbered(work.tx(), macs, path.as_str(), stored(version)?).await?
                     }
-                    None => secret_versions::current(work.tx(), &[path.to_string()]).await?.pop(),
+                    None => secret_versions::current(work.tx(), macs, &[path.to_string()]).await?.pop(),
                 };
                 let found = found.ok_or_else(|| no_such_version(path, version))?;
                 let version = Some(number(found.version)?);
@@ -131,6 +135,7 @@ impl Broker {
                 work.allow(found).await
             })
             .await?;
+        let found = self.without_compromised_keys(keyring, vec![found]).await?.remove(0);
         let mut connection = self.store.connection().await?;
         let fields = keyring.open_version(&mut connection, &found).await?;
         Ok(OpenVersion { version: number(found.version)?, created_at: found.created_at, fields })
@@ -148,6 +153,7 @@ impl Broker {
         after: &str,
         limit: u32,
     ) -> Result<(Vec<SecretSummary>, Option<String>), Error> {
+        let keyring = &self.seal.keyring()?;
         let operation = Operation::SecretList { prefix: prefix.to_owned() };
         self.operate(call, operation, |mut work| async move {
             if !prefix.is_empty() && !prefix.split('/').all(is_segment) {
@@ -158,7 +164,7 @@ impl Broker {
             if limit > PAGE_MAX {
                 return Err(Error::Invalid(format!("page_size must be at most {PAGE_MAX}")));
             }
-            let page = listed(&mut work, prefix, after, limit).await?;
+            let page = listed(&mut work, keyring.row_macs(), prefix, after, limit).await?;
             work.allow(page).await
         })
         .await
@@ -169,9 +175,10 @@ impl Broker {
     /// # Errors
     /// `NotFound` when there is no such secret.
     pub async fn secret_history(&self, call: &Call, path: &SecretPath) -> Result<Vec<VersionSummary>, Error> {
+        let keyring = &self.seal.keyring()?;
         let operation = Operation::SecretHistory { path: path.to_string() };
         self.operate(call, operation, |mut work| async move {
-            let versions = secret_versions::history(work.tx(), path.as_str()).await?;
+            let versions = secret_versions::history(work.tx(), keyring.row_macs(), path.as_str()).await?;
             if versions.is_empty() {
                 return Err(no_such_secret(path));
             }
@@ -185,13 +192,15 @@ impl Broker {
     /// # Errors
     /// `NotFound` when there is no such live version.
     pub async fn rollback_secret(&self, call: &Call, path: &SecretPath, version: u32) -> Result<(), Error> {
+        let keyring = &*self.seal.keyring()?;
+        let macs = keyring.row_macs();
         let operation = Operation::SecretRollback { path: path.to_string(), version };
         self.operate(call, operation, |mut work| async move {
             let secret = lock(work.tx(), path).await?;
-            secret_versions::numbered(work.tx(), path.as_str(), stored(version)?)
+            secret_versions::numbered(work.tx(), macs, path.as_str(), stored(version)?)
                 .await?
                 .ok_or_else(|| no_such_version(path, Some(version)))?;
-            secret_labels::make_current(work.tx(), secret.id, stored(version)?, self.now()).await?;
+            secret_labels::make_current(work.tx(), macs, secret.id, stored(version)?, self.now()).await?;
             work.allow(()).await
         })
         .await
@@ -208,6 +217,8 @@ impl Broker {
         versions: &[u32],
         change: VersionChange,
     ) -> Result<Vec<u32>, Error> {
+        let keyring = &*self.seal.keyring()?;
+        let macs = keyring.row_macs();
         let operation = change.operation(path, versions.to_vec());
         self.operate(call, operation, |mut work| async move {
             let secret = lock(work.tx(), path).await?;
@@ -219,12 +230,14 @@ impl Broker {
             let wanted = versions.iter().map(|v| stored(*v)).collect::<Result<Vec<_>, _>>()?;
             let changed = match change {
                 VersionChange::Delete => {
-                    secret_versions::delete(work.tx(), secret.id, &wanted, self.now()).await?
+                    secret_versions::delete(work.tx(), macs, secret.id, &wanted, self.now()).await?
                 }
-                VersionChange::Undelete => secret_versions::undelete(work.tx(), secret.id, &wanted).await?,
+                VersionChange::Undelete => {
+                    secret_versions::undelete(work.tx(), macs, secret.id, &wanted).await?
+                }
                 VersionChange::Destroy => {
                     deks::delete(work.tx(), secret.id, &wanted).await?;
-                    secret_versions::destroy(work.tx(), secret.id, &wanted, self.now()).await?
+                    secret_versions::destroy(work.tx(), macs, secret.id, &wanted, self.now()).await?
                 }
             };
             let mut changed = changed.into_iter().map(number).collect::<Result<Vec<_>, _>>()?;
@@ -251,12 +264,13 @@ impl VersionChange {
 /// it where the next page begins.
 async fn listed(
     work: &mut OperatorWork<'_>,
+    macs: &RowMacs,
     prefix: &str,
     after: &str,
     limit: u32,
 ) -> Result<(Vec<SecretSummary>, Option<String>), Error> {
     let listable = work.rights().regexes(Capability::List);
-    let mut page = secrets::page(work.tx(), prefix, after, &listable, i64::from(limit)).await?;
+    let mut page = secrets::page(work.tx(), macs, prefix, after, &listable, i64::from(limit)).await?;
     let may_list =
         |path: &str| SecretPath::parse(path).is_ok_and(|path| work.rights().may_on(Capability::List, &path));
     page.retain(|secret| may_list(&secret.path));

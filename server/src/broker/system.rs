@@ -1,6 +1,6 @@
 //! The installation: making it, and saying how it is.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use keyfold_core::{
     audit::{Actor, Operation, Outcome},
@@ -14,11 +14,15 @@ use zeroize::Zeroizing;
 
 use crate::{
     authn::{AdminToken, OperatorCaller, OperatorKind, generate_admin_token},
-    broker::{Broker, Call},
+    broker::{Broker, Call, root::ShownShares},
     error::Error,
-    keys::keyring::Keyring,
+    keys::{keyring::Keyring, rwk::Rwk},
     seal::State,
-    store::{Isolation, admin_tokens, audit, installation, root_wrapping_keys, schema_version},
+    store::{
+        Isolation, admin_tokens, audit, ca_certificates, installation, integrity_head,
+        keks::{self, SYSTEM_PURPOSES},
+        keysets, root_wrapping_keys, schema_version,
+    },
 };
 
 /// How audit entries name the operator that `init` makes.
@@ -33,6 +37,8 @@ pub struct Initialized {
     pub installation: Uuid,
     /// The initial administrator's token, kept nowhere else.
     pub admin_token: SecretBytes,
+    /// Of the root key, of custody `shamir`.
+    pub root_shares: ShownShares,
 }
 
 /// How the server is.
@@ -77,7 +83,10 @@ impl Broker {
         if let Err(refusal) = check_bootstrap_token(bootstrap, expected) {
             return self.audited(anyone(), Err(refusal.into())).await;
         }
-        let roots = &self.seal.root_keys()?;
+        if matches!(self.seal.state(), State::Serving(_)) {
+            return self.audited(anyone(), Err(Refusal::AlreadyInitialized.into())).await;
+        }
+        let root = &self.seal.roots().make().await?;
         let made = self
             .store
             .tx("system.initialize", Isolation::Serializable, |mut tx| async move {
@@ -87,28 +96,49 @@ impl Broker {
                 let at = self.now();
                 let id = self.entropy.uuid()?;
                 installation::insert(&mut tx, id, at).await?;
-                let rwk = Keyring::create(id, roots, &*self.entropy)?;
-                root_wrapping_keys::insert(&mut tx, &rwk, at).await?;
+                let (row, rwk) = Rwk::make(id, 1, root, at, &*self.entropy)?;
+                root_wrapping_keys::insert(&mut tx, &row).await?;
+                let keyring = Keyring::new(Arc::new(rwk));
+                self.seal.hand_over(keyring.rwk());
+                let made = SYSTEM_PURPOSES.map(|purpose| keyring.new_kek(None, purpose, 1, &*self.entropy));
+                let mut keys = made.into_iter().collect::<Result<Vec<_>, _>>()?;
+                keys.iter_mut().for_each(|key| key.state = "active".to_owned());
+                keyring.load_new_system(&keys)?;
+                let macs = keyring.row_macs();
+                integrity_head::insert(&mut tx, macs).await?;
+                for purpose in SYSTEM_PURPOSES {
+                    keysets::insert(&mut tx, self.entropy.uuid()?, None, purpose, at).await?;
+                }
+                for key in &keys {
+                    keks::insert_active(&mut tx, macs, key, at).await?;
+                }
+                let authority = self.new_authority(&keyring, 1, "active")?;
+                ca_certificates::insert(&mut tx, macs, &authority).await?;
                 let (admin_token, token_hash) = generate_admin_token(&*self.entropy)?;
                 let admin = AdminToken { name: INITIAL_ADMINISTRATOR.to_owned(), token_hash };
-                admin_tokens::insert(&mut tx, self.entropy.uuid()?, &admin, at).await?;
+                admin_tokens::insert(&mut tx, macs, self.entropy.uuid()?, &admin, at).await?;
                 let actor = Actor::administrator(INITIAL_ADMINISTRATOR);
                 let record = call.record(actor, Operation::SystemInitialize {});
-                self.append(&mut tx, &record, &Outcome::Allowed).await?;
-                tx.commit(Initialized { installation: id, admin_token }).await
+                self.append_guarded(&mut tx, macs, &record, &Outcome::Allowed).await?;
+                tx.commit((id, admin_token)).await
             })
             .await;
         let made = match made {
             Err(error) if error.is_answer() => self.audited(anyone(), Err(error)).await?,
             made => made?,
         };
-        self.seal.refresh(&self.store).await;
-        Ok(made)
+        self.refresh().await;
+        let (installation, admin_token) = made;
+        Ok(Initialized { installation, admin_token, root_shares: ShownShares::of(root)? })
     }
 
-    /// Looks at the database and the root key anew.
+    /// Looks at the database and the root key anew; with enough recovery shares, recovers.
     pub async fn refresh(&self) -> State {
         self.seal.refresh(&self.store).await;
+        if let Some((waiting, key)) = self.seal.recovery_key() {
+            self.recover(&waiting, &key).await;
+        }
+        self.check_at_start().await;
         self.seal.state()
     }
 
@@ -127,7 +157,7 @@ impl Broker {
 
     async fn status_details(&self, call: &Call, keyring: &Keyring) -> Result<StatusDetails, Error> {
         self.operate(call, Operation::SystemStatus {}, |mut work| async move {
-            let admins = admin_tokens::live(work.tx()).await?;
+            let admins = admin_tokens::live(work.tx(), keyring.row_macs()).await?;
             let details = StatusDetails {
                 installation: keyring.installation(),
                 schema_version: schema_version(),
@@ -157,6 +187,7 @@ impl Broker {
     /// # Errors
     /// `Conflict` when the initial administrator asks: another operator must be able to come in first.
     pub async fn revoke_initial_administrator(&self, call: &Call) -> Result<bool, Error> {
+        let keyring = &self.seal.keyring()?;
         let operation = Operation::SystemRevokeInitialAdministrator {};
         self.operate(call, operation, |mut work| async move {
             if matches!(work.operator().kind(), OperatorKind::InitialAdministrator) {
@@ -166,7 +197,7 @@ impl Broker {
                         .into(),
                 ));
             }
-            let revoked = admin_tokens::revoke(work.tx(), INITIAL_ADMINISTRATOR, self.now()).await?;
+            let revoked = admin_tokens::revoke(work.tx(), keyring.row_macs(), INITIAL_ADMINISTRATOR, self.now()).await?;
             work.allow(revoked).await
         })
         .await

@@ -9,7 +9,6 @@ use keyfold_core::{
     plan::{Plan, PlannedObject, Version, guardable},
     rights::Rights,
 };
-use sqlx::PgConnection;
 
 use crate::{
     authn::{OperatorCaller, OperatorKind},
@@ -43,6 +42,22 @@ impl Broker {
         self.operate_on(call, operation, |_| ready(Ok(Vec::new())), work).await
     }
 
+    /// The same for an operation that needs something from elsewhere, which `before` does once it is certain that the
+    /// operator may, and ahead of the transaction: nobody waits for locks meanwhile. It may be run again.
+    pub(crate) async fn operate_after<'a, T, B, W>(
+        &'a self,
+        call: &Call,
+        operation: Operation,
+        before: impl Fn() -> B,
+        work: impl Fn(OperatorWork<'a>) -> W,
+    ) -> Result<T, Error>
+    where
+        B: Future<Output = Result<(), Error>>,
+        W: Future<Output = Result<Allowed<T>, Error>>,
+    {
+        self.operate_on_after(call, operation, |_| ready(Ok(Vec::new())), before, work).await
+    }
+
     /// The same for an operation that declares objects, which `objects` reads and checks once the operator may do it.
     pub(crate) async fn operate_on<'a, T, O, W>(
         &'a self,
@@ -53,6 +68,22 @@ impl Broker {
     ) -> Result<T, Error>
     where
         O: Future<Output = Result<Vec<PlannedObject>, Error>>,
+        W: Future<Output = Result<Allowed<T>, Error>>,
+    {
+        self.operate_on_after(call, operation, objects, || ready(Ok(())), work).await
+    }
+
+    async fn operate_on_after<'a, T, O, B, W>(
+        &'a self,
+        call: &Call,
+        operation: Operation,
+        objects: impl Fn(Rights) -> O,
+        before: impl Fn() -> B,
+        work: impl Fn(OperatorWork<'a>) -> W,
+    ) -> Result<T, Error>
+    where
+        O: Future<Output = Result<Vec<PlannedObject>, Error>>,
+        B: Future<Output = Result<(), Error>>,
         W: Future<Output = Result<Allowed<T>, Error>>,
     {
         self.seal.keyring()?;
@@ -67,7 +98,10 @@ impl Broker {
                     unapproved = Some(plan);
                     Err(refusal.into())
                 }
-                Ok(operator) => self.work_as(Arc::new(operator), &record, &work).await,
+                Ok(operator) => match self.prepare_operation(&operator, &before).await {
+                    Ok(()) => self.work_as(Arc::new(operator), &record, &work).await,
+                    Err(error) => Err(error),
+                },
                 Err(error) => Err(error),
             };
             // Nobody is refused by what another replica has changed a moment ago, and nobody allowed.
@@ -88,6 +122,17 @@ impl Broker {
                 (done, _) => done,
             };
         }
+    }
+
+    /// Does what goes ahead of the transaction, which may leave traces elsewhere: only for who has what allows it.
+    async fn prepare_operation<B>(&self, operator: &Operator, before: &impl Fn() -> B) -> Result<(), Error>
+    where
+        B: Future<Output = Result<(), Error>>,
+    {
+        if let Some((guard, plan)) = &operator.guarded {
+            self.check_approval(guard, plan).await?;
+        }
+        before().await
     }
 
     /// Who calls, if they may do what the record states. The record then names them.
@@ -120,6 +165,7 @@ impl Broker {
         let objects = objects(rights.clone()).await?;
         let guarded = match Guard::of(snapshot, &record.operation, &objects) {
             Some(guard) => {
+                Guard::check_plannable(&record.operation)?;
                 let plan = self.plan_of(call, &caller, &guard, &record.operation, &objects)?;
                 Some((guard, plan))
             }
@@ -267,14 +313,16 @@ impl<'a> OperatorWork<'a> {
             }
         }
         if let Some((guard, plan)) = &operator.guarded {
-            let approval = approvals::redeem(&mut tx, guard, plan.clone(), broker.now()).await?;
+            let keyring = broker.seal.keyring()?;
+            let approval =
+                approvals::redeem(&mut tx, keyring.row_macs(), guard, plan.clone(), broker.now()).await?;
             record.approval = Some(Box::new(approval));
         }
         Ok(Self { broker, operator, tx, record })
     }
 
     /// Its transaction.
-    pub(crate) fn tx(&mut self) -> &mut PgConnection {
+    pub(crate) fn tx(&mut self) -> &mut Tx {
         &mut self.tx
     }
 
@@ -291,11 +339,6 @@ impl<'a> OperatorWork<'a> {
     /// Refines what its entry will state.
     pub(crate) fn state(&mut self, operation: Operation) {
         self.record.operation = operation;
-    }
-
-    /// What its entry will state as far as is known.
-    pub(crate) fn record(&self) -> Record {
-        self.record.clone()
     }
 
     /// Who does it.

@@ -2,6 +2,7 @@
 
 use keyfold_core::{
     condition::{Condition, ConditionInput},
+    identity::WorkloadIdentity,
     name::ObjectName,
     object::{Verify, WhenApiServerAway},
     policy::{AppRole, Labels, binds_by_token},
@@ -64,12 +65,7 @@ impl Broker {
                 false => Ok(()),
             }
         };
-        let of_driver = async {
-            match issuer.spec.verify {
-                Verify::TokenReview => self.api_servers.review(issuer, caller.driver(), driver_token).await,
-                Verify::Local => Ok(()),
-            }
-        };
+        let of_driver = self.review_driver(caller.driver(), driver_token, snapshot);
         let (pod, driver) = tokio::join!(of_pod, of_driver);
         match pod {
             Err(ReviewError::Unavailable(unavailable))
@@ -79,7 +75,22 @@ impl Broker {
             }
             pod => pod.map_err(|error| review_error(error, issuer, TokenOwner::Pod))?,
         }
-        driver.map_err(|error| review_error(error, issuer, TokenOwner::Driver))
+        driver
+    }
+
+    /// The same for a driver's token: as the issuer wants it.
+    pub(super) async fn review_driver(
+        &self,
+        driver: &WorkloadIdentity,
+        token: &str,
+        snapshot: &Snapshot,
+    ) -> Result<(), Error> {
+        let issuer = issuer(snapshot, &driver.issuer)?;
+        if issuer.spec.verify == Verify::Local {
+            return Ok(());
+        }
+        let reviewed = self.api_servers.review(issuer, driver, token).await;
+        reviewed.map_err(|error| review_error(error, issuer, TokenOwner::Driver))
     }
 
     /// The same for an operator's token, without a choice: operators wait for the API server.

@@ -1,78 +1,192 @@
-//! Moving a keyspace's DEKs to its newest KEK, in batches, each a transaction of its own. The predicate "wrapped by an
-//! older KEK" is the resume point: a rewrap that was cut off goes on where it stopped, and several workers share it.
+//! Moving a keyspace's DEKs to its active KEK, in batches, each a transaction of its own. The predicate "wrapped by a
+//! deactivated KEK" is the resume point: a rewrap that was cut off goes on where it stopped, and the workers of all
+//! replicas share it.
 
-use keyfold_core::entropy::Entropy;
-use sqlx::PgConnection;
+use std::sync::Arc;
+
+use keyfold_core::{audit::Operation, entropy::Entropy, key::Purpose};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
+    broker::Broker,
     error::Error,
-    keys::keyring::Keyring,
-    store::{Isolation, Store, deks, keks},
+    keys::{
+        keyring::{Kek, Keyring, number, stored},
+        quarantine::Failed,
+        turn::STEP,
+    },
+    store::{
+        Isolation, Tx,
+        deks::{self, Leftover, Moved, WrappedDek},
+        keks,
+        keysets::{self, Unfinished},
+    },
 };
 
 /// DEKs moved in one transaction: enough to share a commit, few enough to hold row locks only for milliseconds.
 const BATCH_MAX: i64 = 500;
 
-/// What a rewrap, or one batch of it, did.
-#[derive(Clone, Copy)]
-pub struct Rewrapped {
-    /// The version of the KEK that was active at its end, and wraps the DEKs now.
-    pub to_version: i32,
-    /// DEKs moved.
-    pub deks: u64,
+const BATCH: Isolation = Isolation::ReadCommitted {
+    because: "the batch's rows are locked as they are read, and a trigger refuses a KEK that is not active",
+};
+
+/// What one batch did.
+#[derive(Debug, Clone, Copy, Default)]
+struct Batch {
+    moved: u64,
+    quarantined: u64,
 }
 
-/// Moves every DEK of the keyspace that an older KEK wraps under the active one. That is looked up for each batch: when
-/// another turn makes a newer KEK active meanwhile, this rewrap goes on towards it, so the last one to end leaves none
-/// behind, whoever held the rows that it passed over.
-///
-/// # Errors
-/// `Corrupt` at the first DEK that does not open: the batches before it stand. Those of Postgres.
-pub async fn rewrap(
-    store: &Store,
-    keyring: &Keyring,
-    keyspace_id: Uuid,
-    entropy: &dyn Entropy,
-) -> Result<Rewrapped, Error> {
-    let isolation = Isolation::ReadCommitted {
-        because: "the batch's rows are locked as they are read, and a trigger refuses a KEK that is not active",
-    };
-    let mut deks = 0;
-    loop {
-        let batch = store
-            .tx("key.rewrap", isolation, |mut tx| async move {
-                let done = rewrap_batch(&mut tx, keyring, keyspace_id, entropy).await?;
-                tx.commit(done).await
+impl Broker {
+    /// Moves one batch in each keyspace that has something to move. Says whether anything was moved: then there may be
+    /// more.
+    ///
+    /// # Errors
+    /// Those of Postgres.
+    pub(crate) async fn rewrap_pass(&self, keyring: &Arc<Keyring>) -> Result<bool, Error> {
+        let leftovers = deks::leftovers(&mut *self.store.connection().await?).await?;
+        let mut has_moved = false;
+        for leftover in &leftovers {
+            match self.rewrap_batch(keyring, leftover).await {
+                Ok(batch) => has_moved |= batch.moved + batch.quarantined > 0,
+                Err(error) => note_stuck(&leftover.keyspace, &error),
+            }
+        }
+        self.finish_rewraps(keyring, &leftovers).await?;
+        Ok(has_moved)
+    }
+
+    async fn rewrap_batch(&self, keyring: &Arc<Keyring>, leftover: &Leftover) -> Result<Batch, Error> {
+        self.worker.heartbeat.may_encrypt().await?;
+        let in_work = self.worker.pace.batch().await;
+        let batch = self
+            .store
+            .tx("key.rewrap", BATCH, |mut tx| async move {
+                let batch = self.move_batch(&mut tx, keyring, leftover).await?;
+                tx.commit(batch).await
             })
             .await?;
-        deks += batch.deks;
-        if batch.deks == 0 {
-            return Ok(Rewrapped { deks, ..batch });
+        in_work.done(batch.moved + batch.quarantined);
+        metrics::counter!("keyfold_deks_rewrapped_total").increment(batch.moved);
+        Ok(batch)
+    }
+
+    async fn move_batch(
+        &self,
+        tx: &mut Tx,
+        keyring: &Arc<Keyring>,
+        leftover: &Leftover,
+    ) -> Result<Batch, Error> {
+        let target = keks::active(tx, keyring.row_macs(), leftover.keyspace_id).await?.ok_or_else(|| {
+            Error::Corrupt(format!("keks: no active key of keyspace {}", leftover.keyspace))
+        })?;
+        deks::walk_indexes(tx).await?;
+        let claimed = deks::claim(tx, leftover.keyspace_id, leftover.from_version, BATCH_MAX).await?;
+        let Some(first) = claimed.first() else { return Ok(Batch::default()) };
+        let from_kek = first.kek_id;
+        // Both keys are opened once for the batch. When one does not open, that is no fault of the DEKs.
+        let from = keyring.kek(tx, leftover.keyspace_id, from_kek, first.kek_version).await?;
+        let to = keyring.unwrap_kek(&target)?;
+        let (keyring, entropy) = (Arc::clone(keyring), Arc::clone(&self.entropy));
+        // Some milliseconds of work: on a thread that serves nobody.
+        let work =
+            tokio::task::spawn_blocking(move || rewrap_all(&keyring, (&from, &to), claimed, &*entropy));
+        let (moved, failed) =
+            work.await.map_err(|_| Error::Corrupt("rewrapping a batch stopped short".into()))??;
+        let quarantined = failed.len() as u64;
+        let written = match moved.ids.is_empty() {
+            true => 0,
+            false => deks::rewrap(tx, from_kek, (target.id, target.version), &moved).await?,
+        };
+        self.quarantine(tx, &leftover.keyspace, failed).await?;
+        Ok(Batch { moved: written, quarantined })
+    }
+
+    /// Notes the keysets that have nothing left to be moved, each once, and how far the others are.
+    async fn finish_rewraps(&self, keyring: &Keyring, leftovers: &[Leftover]) -> Result<(), Error> {
+        let mut connection = self.store.connection().await?;
+        let unfinished = keysets::unfinished(&mut connection).await?;
+        drop(connection);
+        let (under_way, finished): (Vec<_>, Vec<_>) = unfinished
+            .into_iter()
+            .partition(|keyset| leftovers.iter().any(|leftover| leftover.keyset_id == keyset.id));
+        for keyset in finished {
+            self.finish_rewrap(keyring, keyset.id).await?;
         }
+        let ids: Vec<_> = under_way.iter().map(|keyset| keyset.id).collect();
+        self.worker.progress.keep(&ids);
+        for keyset in under_way {
+            self.look_how_far(&keyset).await?;
+        }
+        Ok(())
+    }
+
+    /// Again after a while only, for it counts rows.
+    async fn look_how_far(&self, keyset: &Unfinished) -> Result<(), Error> {
+        if self.worker.progress.is_due(keyset.id, Instant::now()) {
+            let counts = deks::counts(&mut *self.store.connection().await?, keyset.keyspace_id).await?;
+            let version = number(keyset.active_version)?;
+            self.worker.progress.note(keyset.id, version, counts.moved, Instant::now());
+        }
+        Ok(())
+    }
+
+    async fn finish_rewrap(&self, keyring: &Keyring, keyset_id: Uuid) -> Result<(), Error> {
+        self.store
+            .tx("key.rewrap-end", STEP, |mut tx| async move {
+                let Some(keyset) = keysets::try_lock(&mut tx, keyset_id).await? else {
+                    return tx.commit(()).await;
+                };
+                let keks =
+                    keks::of_keyset(&mut tx, keyring.row_macs(), keyset.keyspace_id, Purpose::Data).await?;
+                let to_version = keks::keyset(&keks)?.active();
+                let Some(keyspace_id) = keyset.keyspace_id else { return tx.commit(()).await };
+                let counts = deks::counts(&mut tx, keyspace_id).await?;
+                if keyset.rewrapped_version >= stored(to_version)? || counts.pending > 0 {
+                    return tx.commit(()).await;
+                }
+                keysets::note_rewrapped(&mut tx, keyset.id, to_version).await?;
+                let operation =
+                    Operation::KeyRewrap { keyspace: keyset.keyspace, to_version, deks: counts.moved };
+                self.append_own(&mut tx, operation).await?;
+                tx.commit(()).await
+            })
+            .await
     }
 }
 
-async fn rewrap_batch(
-    connection: &mut PgConnection,
+/// Moves each DEK, or says why it does not open.
+fn rewrap_all(
     keyring: &Keyring,
-    keyspace_id: Uuid,
+    (from, to): (&Kek, &Kek),
+    deks: Vec<WrappedDek>,
     entropy: &dyn Entropy,
-) -> Result<Rewrapped, Error> {
-    let target = keks::active(connection, keyspace_id)
-        .await?
-        .ok_or_else(|| Error::Corrupt(format!("keks: no active key of keyspace {keyspace_id}")))?;
-    let claimed = deks::claim_older_than(connection, keyspace_id, target.version, BATCH_MAX).await?;
-    let (mut ids, mut wrapped) = (Vec::with_capacity(claimed.len()), Vec::with_capacity(claimed.len()));
-    for dek in claimed {
-        let from = keyring.kek(connection, dek.keyspace_id, dek.kek_id, dek.kek_version).await?;
-        let moved = keyring.rewrap_dek(&from, dek, &target, entropy)?;
-        ids.push(moved.id);
-        wrapped.push(moved.wrapped);
+) -> Result<(Moved, Vec<Failed>), Error> {
+    let (mut moved, mut failed) = (Moved::with_capacity(deks.len()), Vec::new());
+    for dek in deks {
+        match keyring.rewrap_dek(from, &dek, to, entropy) {
+            Ok(rewrapped) => {
+                moved.ids.push(dek.id);
+                moved.before.push(dek.wrapped);
+                moved.after.push(rewrapped.wrapped);
+            }
+            Err(Error::Corrupt(reason)) => failed.push(Failed { dek_id: dek.id, reason }),
+            Err(error) => return Err(error),
+        }
     }
-    let deks = match ids.is_empty() {
-        true => 0,
-        false => deks::rewrap(connection, target.id, target.version, &ids, &wrapped).await?,
-    };
-    Ok(Rewrapped { to_version: target.version, deks })
+    Ok((moved, failed))
+}
+
+fn note_stuck(keyspace: &str, error: &Error) {
+    match error {
+        Error::Corrupt(what) | Error::Integrity { what, .. } => {
+            tracing::error!(
+                keyspace,
+                what,
+                "data keys cannot be moved: stored data failed its integrity check"
+            );
+        }
+        error => tracing::warn!(keyspace, %error, "moving data keys failed and is tried again"),
+    }
 }

@@ -14,24 +14,43 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::ClientCertificate;
 use crate::shares::Share;
 
 /// Where a connection came from.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub IpAddr);
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its network address.
+    pub address: IpAddr,
+    /// What its client has shown.
+    pub certificate: ClientCertificate,
+}
+
+impl Peer {
+    /// One at `address` that has shown nothing.
+    pub fn at(address: IpAddr) -> Self {
+        Self { address, certificate: ClientCertificate::Missing }
+    }
+}
 
 /// A TLS connection.
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     /// What was read already, and is read once more.
     replay: &'static [u8],
+    certificate: ClientCertificate,
     place: Share<IpAddr>,
 }
 
 impl Connection {
     /// A connection from which `replay` was read already, and that gives `place` back when it is dropped.
-    pub fn new(stream: TlsStream<TcpStream>, replay: &'static [u8], place: Share<IpAddr>) -> Self {
-        Self { stream, replay, place }
+    pub fn new(
+        stream: TlsStream<TcpStream>,
+        replay: &'static [u8],
+        certificate: ClientCertificate,
+        place: Share<IpAddr>,
+    ) -> Self {
+        Self { stream, replay, certificate, place }
     }
 }
 
@@ -39,7 +58,7 @@ impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer(*self.place.owner())
+        Peer { address: *self.place.owner(), certificate: self.certificate.clone() }
     }
 }
 

@@ -39,32 +39,32 @@ pub struct Filter {
     pub before_index: Option<i64>,
 }
 
-/// Appends one entry. The index comes from the head row, whose lock is held until the transaction ends, so this is
+/// Appends one entry; gives its index. This comes from the head row, whose lock is held until the transaction ends, so this is
 /// best a transaction's last statement.
 ///
 /// # Errors
 /// Those of Postgres.
-pub async fn append(connection: &mut PgConnection, at: OffsetDateTime, entry: &Entry) -> Result<(), Error> {
+pub async fn append(connection: &mut PgConnection, at: OffsetDateTime, entry: &Entry) -> Result<i64, Error> {
     let bytes = entry.to_bytes();
     let outcome = match entry.outcome {
         Outcome::Allowed => "allowed",
         Outcome::Refused { .. } => "refused",
     };
-    sqlx::query!(
+    Ok(sqlx::query_scalar!(
         "WITH head AS (UPDATE audit_head SET size = size + 1 RETURNING size - 1 AS index)
-         INSERT INTO audit_entries (index, at, operation, actor, outcome, paths, entry, leaf_hash)
-         SELECT head.index, $1, $2, $3, $4, $5, $6, $7 FROM head",
+         INSERT INTO audit_entries (index, at, operation, actor, outcome, paths, entry, leaf_hash, generation)
+         SELECT head.index, $1, $2, $3, $4, $5, $6, $7, $8 FROM head RETURNING index",
         at,
         entry.operation.name(),
         entry.actor.name(),
         outcome,
         &entry.operation.paths(),
         bytes,
-        &leaf_hash(&bytes)[..]
+        &leaf_hash(&bytes)[..],
+        entry.generation.map(u64::cast_signed)
     )
-    .execute(connection)
-    .await?;
-    Ok(())
+    .fetch_one(connection)
+    .await?)
 }
 
 /// Up to `limit` entries that match, newest first; fewer when they are large. Only an empty page is the end.
@@ -111,4 +111,46 @@ pub async fn list(
 /// Those of Postgres.
 pub async fn size(connection: &mut PgConnection) -> Result<i64, Error> {
     Ok(sqlx::query_scalar!("SELECT size FROM audit_head").fetch_one(connection).await?)
+}
+
+/// The newest entry that states a generation of the integrity head.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn newest_change(connection: &mut PgConnection) -> Result<Option<StoredEntry>, Error> {
+    Ok(sqlx::query_as!(
+        StoredEntry,
+        "SELECT index, entry, leaf_hash FROM audit_entries WHERE generation IS NOT NULL ORDER BY index DESC LIMIT 1"
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// The leaf hash of an entry as it is stored, whatever its row says of it.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn leaf_hash_at(connection: &mut PgConnection, index: i64) -> Result<Option<Vec<u8>>, Error> {
+    let entry = sqlx::query_scalar!("SELECT entry FROM audit_entries WHERE index = $1", index)
+        .fetch_optional(connection)
+        .await?;
+    Ok(entry.map(|entry| leaf_hash(&entry).to_vec()))
+}
+
+/// The oldest entry that is left.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn oldest_index(connection: &mut PgConnection) -> Result<Option<i64>, Error> {
+    Ok(sqlx::query_scalar!("SELECT min(index) FROM audit_entries").fetch_one(connection).await?)
+}
+
+/// When the last entry was written.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn last_entry_at(connection: &mut PgConnection) -> Result<Option<OffsetDateTime>, Error> {
+    Ok(sqlx::query_scalar!("SELECT at FROM audit_entries ORDER BY index DESC LIMIT 1")
+        .fetch_optional(connection)
+        .await?)
 }

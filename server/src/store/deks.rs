@@ -29,8 +29,8 @@ pub struct WrappedDek {
 /// Those of Postgres.
 pub async fn insert(connection: &mut PgConnection, dek: &WrappedDek) -> Result<(), Error> {
     sqlx::query!(
-        "INSERT INTO deks (id, secret_id, version, keyspace_id, kek_id, kek_version, wrapped)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO deks (id, secret_id, version, keyspace_id, kek_id, kek_version, born_kek_version, wrapped)
+         VALUES ($1, $2, $3, $4, $5, $6, $6, $7)",
         dek.id,
         dek.secret_id,
         dek.version,
@@ -44,52 +44,178 @@ pub async fn insert(connection: &mut PgConnection, dek: &WrappedDek) -> Result<(
     Ok(())
 }
 
-/// Up to `limit` of a keyspace's DEKs that a KEK older than `version` wraps, locked; rows that another worker holds
-/// are passed over.
+/// What is left to be moved in a keyspace.
+pub struct Leftover {
+    /// The keyset.
+    pub keyset_id: Uuid,
+    /// The keyspace.
+    pub keyspace_id: Uuid,
+    /// Its name.
+    pub keyspace: String,
+    /// The oldest version that still wraps something.
+    pub from_version: i32,
+}
+
+/// The keyspaces in which a deactivated KEK wraps DEKs that are not in quarantine. Those under a compromised KEK are not
+/// moved but encrypted anew.
 ///
 /// # Errors
 /// Those of Postgres.
-pub async fn claim_older_than(
+pub async fn leftovers(connection: &mut PgConnection) -> Result<Vec<Leftover>, Error> {
+    Ok(sqlx::query_as!(
+        Leftover,
+        r#"SELECT DISTINCT ON (o.name)
+                  s.id AS keyset_id, o.id AS keyspace_id, o.name AS keyspace, k.version AS from_version
+           FROM keks k JOIN objects o ON o.id = k.keyspace_id
+           JOIN keysets s ON s.keyspace_id = k.keyspace_id AND s.purpose = k.purpose
+           CROSS JOIN LATERAL (
+               SELECT d.id FROM deks d WHERE d.keyspace_id = k.keyspace_id AND d.kek_version = k.version
+                   AND NOT EXISTS (SELECT 1 FROM quarantined_deks q WHERE q.dek_id = d.id)
+               -- One step into an index: the planner would rather read all that it believes to be there.
+               ORDER BY d.id LIMIT 1) AS first
+           WHERE k.purpose = 'data' AND k.state = 'deactivated'
+           ORDER BY o.name, k.version"#
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// Has the transaction's statements walk indexes step by step, and not compile themselves. While a rewrap moves every row,
+/// what the planner believes of them is always old, and each batch would read and sort all of them.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn walk_indexes(connection: &mut PgConnection) -> Result<(), Error> {
+    sqlx::query!(
+        "SELECT count(set_config(name, 'off', true))
+         FROM UNNEST(ARRAY['enable_seqscan', 'enable_bitmapscan', 'enable_sort', 'jit']) AS name"
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(())
+}
+
+/// Up to `limit` of the DEKs that a KEK wraps, locked. Rows that another worker holds are passed over, and so are those in
+/// quarantine.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn claim(
     connection: &mut PgConnection,
     keyspace_id: Uuid,
-    version: i32,
+    kek_version: i32,
     limit: i64,
 ) -> Result<Vec<WrappedDek>, Error> {
     Ok(sqlx::query_as!(
         WrappedDek,
-        "SELECT id, secret_id, version, keyspace_id, kek_id, kek_version, wrapped FROM deks
-         WHERE keyspace_id = $1 AND kek_version < $2 ORDER BY kek_version, id LIMIT $3
-         FOR UPDATE SKIP LOCKED",
+        "SELECT id, secret_id, version, keyspace_id, kek_id, kek_version, wrapped FROM deks d
+         WHERE keyspace_id = $1 AND kek_version = $2
+             AND NOT EXISTS (SELECT 1 FROM quarantined_deks q WHERE q.dek_id = d.id)
+         ORDER BY id LIMIT $3
+         FOR UPDATE OF d SKIP LOCKED",
         keyspace_id,
-        version,
+        kek_version,
         limit
     )
     .fetch_all(connection)
     .await?)
 }
 
-/// Writes DEKs wrapped anew under one KEK, in one statement.
+/// DEKs wrapped anew: each with what wrapped it until now.
+#[derive(Default)]
+pub struct Moved {
+    /// Whose.
+    pub ids: Vec<Uuid>,
+    /// The blobs that stood.
+    pub before: Vec<Vec<u8>>,
+    /// The blobs that are to stand.
+    pub after: Vec<Vec<u8>>,
+}
+
+impl Moved {
+    /// None yet, with room for `count`.
+    pub fn with_capacity(count: usize) -> Self {
+        Self {
+            ids: Vec::with_capacity(count),
+            before: Vec::with_capacity(count),
+            after: Vec::with_capacity(count),
+        }
+    }
+}
+
+/// Writes DEKs wrapped anew under one KEK, in one statement: each only where the old blob under the old KEK still stands.
+/// Gives how many did.
 ///
 /// # Errors
 /// Those of Postgres.
 pub async fn rewrap(
     connection: &mut PgConnection,
-    kek_id: Uuid,
-    kek_version: i32,
-    ids: &[Uuid],
-    wrapped: &[Vec<u8>],
+    from_kek: Uuid,
+    (kek_id, kek_version): (Uuid, i32),
+    moved: &Moved,
 ) -> Result<u64, Error> {
     let done = sqlx::query!(
-        "UPDATE deks SET kek_id = $1, kek_version = $2, wrapped = new.wrapped
-         FROM UNNEST($3::uuid[], $4::bytea[]) AS new (id, wrapped) WHERE deks.id = new.id",
+        "UPDATE deks SET kek_id = $2, kek_version = $3, wrapped = moved.after
+         FROM UNNEST($4::uuid[], $5::bytea[], $6::bytea[]) AS moved (id, before, after)
+         WHERE deks.id = moved.id AND deks.kek_id = $1 AND deks.wrapped = moved.before",
+        from_kek,
         kek_id,
         kek_version,
-        ids,
-        wrapped
+        &moved.ids,
+        &moved.before,
+        &moved.after
     )
     .execute(connection)
     .await?;
     Ok(done.rows_affected())
+}
+
+/// How the DEKs of a keyspace stand.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    /// Under the active KEK.
+    pub done: u64,
+    /// Of those, moved there from an older one.
+    pub moved: u64,
+    /// Under a deactivated KEK, without those in quarantine.
+    pub pending: u64,
+    /// Born under a compromised KEK or one before it: their payloads are to be encrypted anew.
+    pub reencryptions_pending: u64,
+    /// In quarantine.
+    pub quarantined: u64,
+}
+
+/// How the DEKs of one keyspace stand.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn counts(connection: &mut PgConnection, keyspace_id: Uuid) -> Result<Counts, Error> {
+    let found = sqlx::query!(
+        r#"WITH compromised AS (
+               SELECT max(version) AS version FROM keks
+               WHERE keyspace_id = $1 AND purpose = 'data' AND compromised_at IS NOT NULL
+           )
+           SELECT count(*) FILTER (WHERE k.state = 'active') AS "done!",
+                  count(*) FILTER (WHERE k.state = 'active' AND d.born_kek_version < d.kek_version) AS "moved!",
+                  count(*) FILTER (WHERE k.state = 'deactivated' AND q.dek_id IS NULL) AS "pending!",
+                  count(*) FILTER (WHERE q.dek_id IS NULL AND d.born_kek_version <= c.version)
+                      AS "reencryptions_pending!",
+                  count(q.dek_id) AS "quarantined!"
+           FROM deks d JOIN keks k ON k.id = d.kek_id LEFT JOIN quarantined_deks q ON q.dek_id = d.id
+           CROSS JOIN compromised c
+           WHERE d.keyspace_id = $1"#,
+        keyspace_id
+    )
+    .fetch_one(connection)
+    .await?;
+    let count = |number: i64| u64::try_from(number).unwrap_or_default();
+    Ok(Counts {
+        done: count(found.done),
+        moved: count(found.moved),
+        pending: count(found.pending),
+        reencryptions_pending: count(found.reencryptions_pending),
+        quarantined: count(found.quarantined),
+    })
 }
 
 /// Removes the DEKs of destroyed versions.

@@ -1,27 +1,185 @@
 //! Table `keks`: key-encryption keys.
 
+use std::collections::HashSet;
+
+use futures_util::TryStreamExt as _;
+use keyfold_core::{
+    key::{KeyState, KeyVersion, Keyset, Purpose, Restored},
+    row_mac::RowEncoder,
+};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::error::Error;
+use crate::{
+    error::Error,
+    integrity::{
+        Macs, RowChange,
+        row_macs::{Guarded, RowMacs},
+    },
+    keys::keyring::number,
+    store::Tx,
+};
 
-/// The purpose of a KEK that wraps secrets' DEKs.
-pub const PURPOSE_DATA: &str = "data";
+/// The purposes of the installation's own keys.
+pub const SYSTEM_PURPOSES: [Purpose; 3] = [Purpose::RowMac, Purpose::AuditSign, Purpose::InternalCa];
 
 /// A KEK at rest.
 #[derive(Debug)]
 pub struct WrappedKek {
     /// Names it in blob headers.
     pub id: Uuid,
-    /// Its keyspace.
-    pub keyspace_id: Uuid,
+    /// Its keyspace; absent for a key of the installation.
+    pub keyspace_id: Option<Uuid>,
+    /// What it is for.
+    pub purpose: String,
     /// Counts up from 1.
     pub version: i32,
+    /// Its state, as `keyfold_core::key` names it.
+    pub state: String,
+    /// When somebody declared it compromised.
+    pub compromised_at: Option<OffsetDateTime>,
+    /// Rises by one with each change of the state.
+    pub generation: i64,
+    /// When it was made; of a key that is not written yet without meaning.
+    pub created_at: OffsetDateTime,
+    /// When it began to wrap.
+    pub activated_at: Option<OffsetDateTime>,
+    /// When it stopped wrapping.
+    pub deactivated_at: Option<OffsetDateTime>,
+    /// When it is to be destroyed.
+    pub destroy_at: Option<OffsetDateTime>,
+    /// Who wants that: an operator, or the schedule.
+    pub destroy_asked_by: Option<String>,
+    /// When they said so.
+    pub destroy_asked_at: Option<OffsetDateTime>,
+    /// When its material was removed.
+    pub destroyed_at: Option<OffsetDateTime>,
     /// Which RWK wraps it.
     pub rwk_id: Uuid,
     /// The blob.
     pub wrapped: Vec<u8>,
+    /// Over what is above but `rwk_id` and the blob.
+    pub mac: Vec<u8>,
+}
+
+/// What a row's MAC is over: what the state machine and the schedules go by, and what a destruction certificate states.
+struct State<'a> {
+    id: Uuid,
+    keyspace_id: Option<Uuid>,
+    purpose: &'a str,
+    version: i64,
+    state: &'a str,
+    created_at: OffsetDateTime,
+    activated_at: Option<OffsetDateTime>,
+    deactivated_at: Option<OffsetDateTime>,
+    compromised_at: Option<OffsetDateTime>,
+    destroy_at: Option<OffsetDateTime>,
+    destroy_asked_by: Option<&'a str>,
+    destroy_asked_at: Option<OffsetDateTime>,
+    destroyed_at: Option<OffsetDateTime>,
+    generation: i64,
+}
+
+/// That of a row as it is read, whatever else was read with it.
+macro_rules! state_of {
+    ($row:expr) => {
+        State {
+            id: $row.id,
+            keyspace_id: $row.keyspace_id,
+            purpose: &$row.purpose,
+            version: $row.version.into(),
+            state: &$row.state,
+            created_at: $row.created_at,
+            activated_at: $row.activated_at,
+            deactivated_at: $row.deactivated_at,
+            compromised_at: $row.compromised_at,
+            destroy_at: $row.destroy_at,
+            destroy_asked_by: $row.destroy_asked_by.as_deref(),
+            destroy_asked_at: $row.destroy_asked_at,
+            destroyed_at: $row.destroyed_at,
+            generation: $row.generation,
+        }
+    };
+}
+
+impl Guarded for State<'_> {
+    const TABLE: &'static str = "keks";
+
+    fn which(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn encode(&self, row: RowEncoder) -> RowEncoder {
+        row.uuid(self.id)
+            .option(self.keyspace_id, RowEncoder::uuid)
+            .str(self.purpose)
+            .i64(self.version)
+            .str(self.state)
+            .time(self.created_at)
+            .option(self.activated_at, RowEncoder::time)
+            .option(self.deactivated_at, RowEncoder::time)
+            .option(self.compromised_at, RowEncoder::time)
+            .option(self.destroy_at, RowEncoder::time)
+            .option(self.destroy_asked_by, RowEncoder::str)
+            .option(self.destroy_asked_at, RowEncoder::time)
+            .option(self.destroyed_at, RowEncoder::time)
+            .i64(self.generation)
+    }
+}
+
+impl WrappedKek {
+    /// Of a key that is not written yet, and not wrapped.
+    pub fn new(id: Uuid, keyspace_id: Option<Uuid>, purpose: &str, version: i32, rwk_id: Uuid) -> Self {
+        Self {
+            id,
+            keyspace_id,
+            purpose: purpose.to_owned(),
+            version,
+            state: String::new(),
+            compromised_at: None,
+            generation: 1,
+            created_at: OffsetDateTime::UNIX_EPOCH,
+            activated_at: None,
+            deactivated_at: None,
+            destroy_at: None,
+            destroy_asked_by: None,
+            destroy_asked_at: None,
+            destroyed_at: None,
+            rwk_id,
+            wrapped: Vec::new(),
+            mac: Vec::new(),
+        }
+    }
+
+    fn as_state(&self) -> State<'_> {
+        state_of!(self)
+    }
+
+    fn checked(self, macs: &RowMacs) -> Result<Self, Error> {
+        self.check(macs)?;
+        Ok(self)
+    }
+
+    /// Checks its MAC.
+    ///
+    /// # Errors
+    /// `Integrity` when it is wrong.
+    pub fn check(&self, macs: &RowMacs) -> Result<(), Error> {
+        macs.check(self, &self.mac)
+    }
+}
+
+impl Guarded for WrappedKek {
+    const TABLE: &'static str = State::TABLE;
+
+    fn which(&self) -> String {
+        self.as_state().which()
+    }
+
+    fn encode(&self, row: RowEncoder) -> RowEncoder {
+        self.as_state().encode(row)
+    }
 }
 
 /// A KEK as operators see it.
@@ -32,14 +190,22 @@ pub struct KekSummary {
     pub purpose: String,
     /// Counts up from 1.
     pub version: i32,
-    /// `active` or `deactivated`.
+    /// Its state, as `keyfold_core::key` names it.
     pub state: String,
     /// Names it in blob headers.
     pub id: Uuid,
     /// When it was made.
     pub created_at: OffsetDateTime,
+    /// When it began to wrap.
+    pub activated_at: Option<OffsetDateTime>,
     /// When it stopped wrapping.
     pub deactivated_at: Option<OffsetDateTime>,
+    /// When somebody declared it compromised.
+    pub compromised_at: Option<OffsetDateTime>,
+    /// When it is to be destroyed, or was to be.
+    pub destroy_at: Option<OffsetDateTime>,
+    /// When its material was removed.
+    pub destroyed_at: Option<OffsetDateTime>,
     /// DEKs that it wraps now.
     pub wrapped_deks: i64,
 }
@@ -48,48 +214,163 @@ pub struct KekSummary {
 ///
 /// # Errors
 /// Those of Postgres.
-pub async fn active(connection: &mut PgConnection, keyspace_id: Uuid) -> Result<Option<WrappedKek>, Error> {
-    Ok(sqlx::query_as!(
+pub async fn active(
+    connection: &mut PgConnection,
+    macs: &RowMacs,
+    keyspace_id: Uuid,
+) -> Result<Option<WrappedKek>, Error> {
+    sqlx::query_as!(
         WrappedKek,
-        "SELECT id, keyspace_id, version, rwk_id, wrapped FROM keks
-         WHERE keyspace_id = $1 AND purpose = $2 AND state = 'active'",
+        r#"SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at, deactivated_at,
+                  destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, rwk_id, wrapped AS "wrapped!", mac
+           FROM keks
+           WHERE keyspace_id = $1 AND purpose = $2 AND state = 'active'"#,
         keyspace_id,
-        PURPOSE_DATA
+        Purpose::Data.as_str()
     )
     .fetch_optional(connection)
-    .await?)
+    .await?
+    .map(|kek| kek.checked(macs))
+    .transpose()
 }
 
 /// One KEK.
 ///
 /// # Errors
 /// Those of Postgres.
-pub async fn find(connection: &mut PgConnection, id: Uuid) -> Result<Option<WrappedKek>, Error> {
-    Ok(sqlx::query_as!(
+pub async fn find(
+    connection: &mut PgConnection,
+    macs: &RowMacs,
+    id: Uuid,
+) -> Result<Option<WrappedKek>, Error> {
+    sqlx::query_as!(
         WrappedKek,
-        "SELECT id, keyspace_id, version, rwk_id, wrapped FROM keks WHERE id = $1",
+        r#"SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at, deactivated_at,
+                  destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, rwk_id, wrapped AS "wrapped!", mac
+           FROM keks
+           WHERE id = $1 AND state <> 'destroyed'"#,
         id
     )
     .fetch_optional(connection)
+    .await?
+    .map(|kek| kek.checked(macs))
+    .transpose()
+}
+
+/// The installation's own keys, all versions that may be used, or may be soon. `Keyring::load_system` checks their MACs.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn system(connection: &mut PgConnection) -> Result<Vec<WrappedKek>, Error> {
+    Ok(sqlx::query_as!(
+        WrappedKek,
+        r#"SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at, deactivated_at,
+                  destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, rwk_id, wrapped AS "wrapped!", mac
+           FROM keks
+           WHERE keyspace_id IS NULL AND state IN ('pre-active', 'active', 'deactivated', 'compromised')
+           ORDER BY purpose, version"#
+    )
+    .fetch_all(connection)
     .await?)
 }
 
 /// All KEKs of one keyspace, or of all: by keyspace and purpose, newest version first.
 ///
 /// # Errors
-/// Those of Postgres.
-pub async fn list(connection: &mut PgConnection, keyspace: Option<&str>) -> Result<Vec<KekSummary>, Error> {
-    Ok(sqlx::query_as!(
-        KekSummary,
-        r#"SELECT o.name AS keyspace, k.purpose, k.version, k.state, k.id, k.created_at, k.deactivated_at,
+/// Those of Postgres; `Integrity` when a row's MAC is wrong.
+pub async fn list(
+    connection: &mut PgConnection,
+    macs: &RowMacs,
+    keyspace: Option<&str>,
+) -> Result<Vec<KekSummary>, Error> {
+    let rows = sqlx::query!(
+        r#"SELECT COALESCE(o.name, '') AS "keyspace!", k.keyspace_id, k.purpose, k.version, k.state, k.id, k.created_at,
+                  k.activated_at, k.deactivated_at, k.compromised_at, k.destroy_at, k.destroy_asked_by, k.destroy_asked_at,
+                  k.destroyed_at, k.generation, k.mac,
                   (SELECT count(*) FROM deks d WHERE d.kek_id = k.id) AS "wrapped_deks!"
-           FROM keks k JOIN objects o ON o.id = k.keyspace_id
+           FROM keks k LEFT JOIN objects o ON o.id = k.keyspace_id
            WHERE $1::text IS NULL OR o.name = $1
-           ORDER BY o.name, k.purpose, k.version DESC"#,
+           ORDER BY 1, k.purpose, k.version DESC"#,
         keyspace
     )
     .fetch_all(connection)
-    .await?)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            macs.check(&state_of!(row), &row.mac)?;
+            Ok(KekSummary {
+                keyspace: row.keyspace,
+                purpose: row.purpose,
+                version: row.version,
+                state: row.state,
+                id: row.id,
+                created_at: row.created_at,
+                activated_at: row.activated_at,
+                deactivated_at: row.deactivated_at,
+                compromised_at: row.compromised_at,
+                destroy_at: row.destroy_at,
+                destroyed_at: row.destroyed_at,
+                wrapped_deks: row.wrapped_deks,
+            })
+        })
+        .collect()
+}
+
+/// Checks the MACs of all keys, destroyed ones too, and gives them.
+///
+/// # Errors
+/// Those of Postgres; `Integrity` when a row's MAC is wrong.
+pub async fn check_all(connection: &mut PgConnection, macs: &RowMacs) -> Result<Macs, Error> {
+    let mut rows = sqlx::query!(
+        "SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at,
+                deactivated_at, destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, mac
+         FROM keks"
+    )
+    .fetch(connection);
+    let mut found = Macs::new();
+    while let Some(row) = rows.try_next().await? {
+        macs.check(&state_of!(row), &row.mac)?;
+        found.insert((row.id, row.mac));
+    }
+    Ok(found)
+}
+
+/// The MACs of all keys, unchecked.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn macs(connection: &mut PgConnection) -> Result<Macs, Error> {
+    let rows = sqlx::query!("SELECT id, mac FROM keks").fetch_all(connection).await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.mac)).collect())
+}
+
+/// Makes the MACs anew that an older row-mac key made. Gives their number.
+///
+/// # Errors
+/// Those of Postgres; `Integrity`.
+pub async fn remac(tx: &mut Tx, macs: &RowMacs) -> Result<u64, Error> {
+    let rows = sqlx::query!(
+        "SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at,
+                deactivated_at, destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, mac
+         FROM keks ORDER BY id FOR NO KEY UPDATE"
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    let (mut ids, mut remade) = (Vec::new(), Vec::new());
+    for row in &rows {
+        let Some(mac) = macs.reseal(&state_of!(row), &row.mac)? else { continue };
+        tx.changes().keys.push(RowChange::changed(row.id, &row.mac, &mac));
+        ids.push(row.id);
+        remade.push(mac);
+    }
+    let done = sqlx::query!(
+        "UPDATE keks SET mac = n.mac FROM UNNEST($1::uuid[], $2::bytea[]) AS n (id, mac) WHERE keks.id = n.id",
+        &ids,
+        &remade
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(done.rows_affected())
 }
 
 /// Adds a KEK and makes it active. The one before it must be deactivated first.
@@ -97,46 +378,633 @@ pub async fn list(connection: &mut PgConnection, keyspace: Option<&str>) -> Resu
 /// # Errors
 /// Those of Postgres; a second active key breaks the partial unique index.
 pub async fn insert_active(
-    connection: &mut PgConnection,
+    tx: &mut Tx,
+    macs: &RowMacs,
     kek: &WrappedKek,
     at: OffsetDateTime,
 ) -> Result<(), Error> {
+    let mac = macs.seal(&State {
+        state: KeyState::Active.as_str(),
+        created_at: at,
+        activated_at: Some(at),
+        ..kek.as_state()
+    })?;
+    tx.changes().keys.push(RowChange::added(kek.id, &mac));
     sqlx::query!(
-        "INSERT INTO keks (id, keyspace_id, purpose, version, state, rwk_id, wrapped, created_at)
-         VALUES ($1, $2, $3, $4, 'active', $5, $6, $7)",
+        "INSERT INTO keks (id, keyspace_id, purpose, version, state, generation, rwk_id, wrapped, created_at, activated_at, mac)
+         VALUES ($1, $2, $3, $4, 'active', $5, $6, $7, $8, $8, $9)",
         kek.id,
         kek.keyspace_id,
-        PURPOSE_DATA,
+        kek.purpose,
         kek.version,
+        kek.generation,
         kek.rwk_id,
         kek.wrapped,
-        at
+        at,
+        mac
     )
-    .execute(connection)
+    .execute(&mut **tx)
     .await?;
     Ok(())
 }
 
-/// Stops a KEK from wrapping; it still unwraps. Waits for transactions that are writing a DEK under it.
+/// Adds a KEK that is to be handed to every replica before it wraps.
+///
+/// # Errors
+/// Those of Postgres; a second pre-active key breaks the partial unique index.
+pub async fn insert_pre_active(
+    tx: &mut Tx,
+    macs: &RowMacs,
+    kek: &WrappedKek,
+    at: OffsetDateTime,
+) -> Result<(), Error> {
+    let mac = macs.seal(&State { state: KeyState::PreActive.as_str(), created_at: at, ..kek.as_state() })?;
+    tx.changes().keys.push(RowChange::added(kek.id, &mac));
+    sqlx::query!(
+        "INSERT INTO keks (id, keyspace_id, purpose, version, state, generation, rwk_id, wrapped, created_at, mac)
+         VALUES ($1, $2, $3, $4, 'pre-active', $5, $6, $7, $8, $9)",
+        kek.id,
+        kek.keyspace_id,
+        kek.purpose,
+        kek.version,
+        kek.generation,
+        kek.rwk_id,
+        kek.wrapped,
+        at,
+        mac
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Waits until no transaction that writes DEKs of the keyspace is open, and lets none begin until this one ends. The
+/// lock queues in order, so that nobody who writes all the time can hold it up.
 ///
 /// # Errors
 /// Those of Postgres.
-pub async fn deactivate(connection: &mut PgConnection, id: Uuid, at: OffsetDateTime) -> Result<(), Error> {
-    sqlx::query!(
-        "UPDATE keks SET state = 'deactivated', deactivated_at = $2 WHERE id = $1 AND state = 'active'",
-        id,
-        at
-    )
-    .execute(connection)
-    .await?;
+pub async fn hold_writers(connection: &mut PgConnection, keyspace_id: Option<Uuid>) -> Result<(), Error> {
+    sqlx::query!("SELECT lock_keyset($1, true)", keyspace_id).execute(connection).await?;
     Ok(())
+}
+
+/// Stops a KEK from wrapping; it still unwraps.
+///
+/// # Errors
+/// `Busy` when it is not as it was read; those of Postgres.
+pub async fn deactivate(tx: &mut Tx, macs: &RowMacs, kek: &KekRow, at: OffsetDateTime) -> Result<(), Error> {
+    let next = KekRow { state: KeyState::Deactivated, deactivated_at: Some(at), ..kek.clone() };
+    let mac = seal_next(tx, macs, kek, next)?;
+    let done = sqlx::query!(
+        "UPDATE keks SET state = 'deactivated', deactivated_at = $2, generation = generation + 1, mac = $3
+         WHERE id = $1 AND generation = $4",
+        kek.id,
+        at,
+        mac,
+        kek.generation
+    )
+    .execute(&mut **tx)
+    .await?;
+    expect_one(done.rows_affected())
+}
+
+/// Lets a pre-active KEK wrap. The one before it must have stopped.
+///
+/// # Errors
+/// `Busy` when it is not as it was read; those of Postgres: a second active key breaks the partial unique index.
+pub async fn activate(tx: &mut Tx, macs: &RowMacs, kek: &KekRow, at: OffsetDateTime) -> Result<(), Error> {
+    let next = KekRow { state: KeyState::Active, activated_at: Some(at), ..kek.clone() };
+    let mac = seal_next(tx, macs, kek, next)?;
+    let done = sqlx::query!(
+        "UPDATE keks SET state = 'active', activated_at = $2, generation = generation + 1, mac = $3
+         WHERE id = $1 AND generation = $4",
+        kek.id,
+        at,
+        mac,
+        kek.generation
+    )
+    .execute(&mut **tx)
+    .await?;
+    expect_one(done.rows_affected())
+}
+
+/// Declares a KEK compromised: it wraps no more, and opens what it wrapped only to be encrypted anew.
+///
+/// # Errors
+/// `Busy` when it is not as it was read; those of Postgres.
+pub async fn compromise(tx: &mut Tx, macs: &RowMacs, kek: &KekRow, at: OffsetDateTime) -> Result<(), Error> {
+    let next = KekRow {
+        state: KeyState::Compromised,
+        compromised_at: Some(at),
+        deactivated_at: kek.deactivated_at.or(Some(at)),
+        ..kek.clone()
+    };
+    let mac = seal_next(tx, macs, kek, next)?;
+    let done = sqlx::query!(
+        "UPDATE keks SET state = 'compromised', compromised_at = $2, deactivated_at = COALESCE(deactivated_at, $2),
+                generation = generation + 1, mac = $3
+         WHERE id = $1 AND generation = $4",
+        kek.id,
+        at,
+        mac,
+        kek.generation
+    )
+    .execute(&mut **tx)
+    .await?;
+    expect_one(done.rows_affected())
+}
+
+/// A destruction that is to be scheduled.
+pub struct Doom<'a> {
+    /// When it is due.
+    pub destroy_at: OffsetDateTime,
+    /// Who wants it: an operator, or the schedule.
+    pub asked_by: &'a str,
+    /// When they said so.
+    pub asked_at: OffsetDateTime,
+}
+
+/// Schedules a KEK's destruction; it opens nothing from now on.
+///
+/// # Errors
+/// `Busy` when it is not as it was read; those of Postgres.
+pub async fn schedule_destruction(
+    tx: &mut Tx,
+    macs: &RowMacs,
+    kek: &KekRow,
+    doom: &Doom<'_>,
+) -> Result<(), Error> {
+    let next = KekRow {
+        state: KeyState::DestroyScheduled,
+        destroy_at: Some(doom.destroy_at),
+        destroy_asked_by: Some(doom.asked_by.to_owned()),
+        destroy_asked_at: Some(doom.asked_at),
+        ..kek.clone()
+    };
+    let mac = seal_next(tx, macs, kek, next)?;
+    let done = sqlx::query!(
+        "UPDATE keks SET state = 'destroy-scheduled', destroy_at = $2, destroy_asked_by = $3, destroy_asked_at = $4,
+                generation = generation + 1, mac = $5
+         WHERE id = $1 AND generation = $6",
+        kek.id,
+        doom.destroy_at,
+        doom.asked_by,
+        doom.asked_at,
+        mac,
+        kek.generation
+    )
+    .execute(&mut **tx)
+    .await?;
+    expect_one(done.rows_affected())
+}
+
+/// Calls a KEK's destruction off; it is again what it was.
+///
+/// # Errors
+/// `Busy` when it is not as it was read; those of Postgres.
+pub async fn cancel_destruction(
+    tx: &mut Tx,
+    macs: &RowMacs,
+    kek: &KekRow,
+    to: Restored,
+) -> Result<(), Error> {
+    let next = KekRow {
+        state: to.into(),
+        destroy_at: None,
+        destroy_asked_by: None,
+        destroy_asked_at: None,
+        ..kek.clone()
+    };
+    let mac = seal_next(tx, macs, kek, next)?;
+    let done = sqlx::query!(
+        "UPDATE keks SET state = $2, destroy_at = NULL, destroy_asked_by = NULL, destroy_asked_at = NULL,
+                generation = generation + 1, mac = $3
+         WHERE id = $1 AND generation = $4",
+        kek.id,
+        KeyState::from(to).as_str(),
+        mac,
+        kek.generation
+    )
+    .execute(&mut **tx)
+    .await?;
+    expect_one(done.rows_affected())
+}
+
+/// Removes a KEK's material. A trigger refuses it while any row refers to the KEK.
+///
+/// # Errors
+/// `Busy` when it is not as it was read; those of Postgres.
+pub async fn destroy(tx: &mut Tx, macs: &RowMacs, kek: &KekRow, at: OffsetDateTime) -> Result<(), Error> {
+    let next = KekRow { state: KeyState::Destroyed, destroyed_at: Some(at), ..kek.clone() };
+    let mac = seal_next(tx, macs, kek, next)?;
+    let done = sqlx::query!(
+        "UPDATE keks SET state = 'destroyed', wrapped = NULL, destroyed_at = $2, generation = generation + 1, mac = $3
+         WHERE id = $1 AND generation = $4",
+        kek.id,
+        at,
+        mac,
+        kek.generation
+    )
+    .execute(&mut **tx)
+    .await?;
+    expect_one(done.rows_affected())
+}
+
+/// A KEK whose destruction is scheduled, with what its certificate states.
+pub struct Doomed {
+    /// The KEK.
+    pub kek: KekRow,
+    /// Its keyspace's name; absent for a key of the installation.
+    pub keyspace: Option<String>,
+    /// Its material.
+    pub wrapped: Vec<u8>,
+    /// Who wanted its destruction.
+    pub asked_by: String,
+    /// When they said so.
+    pub asked_at: OffsetDateTime,
+}
+
+/// KEKs whose destruction is due, longest due first.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn due_for_destruction(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+) -> Result<Vec<Uuid>, Error> {
+    Ok(sqlx::query_scalar!(
+        "SELECT id FROM keks WHERE state = 'destroy-scheduled' AND destroy_at <= $1 ORDER BY destroy_at, id",
+        now
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// The KEK, if its destruction is due.
+///
+/// # Errors
+/// Those of Postgres; `Corrupt`; `Integrity`.
+pub async fn doomed(
+    connection: &mut PgConnection,
+    macs: &RowMacs,
+    id: Uuid,
+    now: OffsetDateTime,
+) -> Result<Option<Doomed>, Error> {
+    let Some(found) = sqlx::query!(
+        r#"SELECT k.keyspace_id, k.purpose, k.version, k.state, k.created_at, k.activated_at, k.deactivated_at,
+                  k.compromised_at, k.destroy_at, k.destroy_asked_by, k.destroy_asked_at, k.destroyed_at,
+                  k.generation, k.mac, k.wrapped AS "wrapped!", o.name AS "keyspace?"
+           FROM keks k LEFT JOIN objects o ON o.id = k.keyspace_id
+           WHERE k.id = $1 AND k.state = 'destroy-scheduled' AND k.destroy_at <= $2"#,
+        id,
+        now
+    )
+    .fetch_optional(connection)
+    .await?
+    else {
+        return Ok(None);
+    };
+    let row = Row {
+        id,
+        keyspace_id: found.keyspace_id,
+        purpose: found.purpose,
+        version: found.version,
+        state: found.state,
+        created_at: found.created_at,
+        activated_at: found.activated_at,
+        deactivated_at: found.deactivated_at,
+        compromised_at: found.compromised_at,
+        destroy_at: found.destroy_at,
+        destroy_asked_by: found.destroy_asked_by,
+        destroy_asked_at: found.destroy_asked_at,
+        destroyed_at: found.destroyed_at,
+        wraps_leftovers: false,
+        generation: found.generation,
+        mac: found.mac,
+    };
+    let kek = row.checked(macs)?;
+    Ok(Some(Doomed {
+        keyspace: found.keyspace,
+        wrapped: found.wrapped,
+        asked_by: kek.destroy_asked_by.clone().unwrap_or_default(),
+        asked_at: kek.destroy_asked_at.unwrap_or(kek.created_at),
+        kek,
+    }))
+}
+
+/// The ids of all KEKs whose state lets them open something, or will.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn usable(connection: &mut PgConnection) -> Result<HashSet<Uuid>, Error> {
+    let ids = sqlx::query_scalar!(
+        "SELECT id FROM keks WHERE state IN ('pre-active', 'active', 'deactivated', 'compromised')"
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(ids.into_iter().collect())
+}
+
+/// The MAC of the row's next generation, as `next` has it; the transaction is told.
+fn seal_next(tx: &mut Tx, macs: &RowMacs, kek: &KekRow, next: KekRow) -> Result<Vec<u8>, Error> {
+    let mac = macs.seal(&KekRow { generation: kek.generation + 1, ..next })?;
+    tx.changes().keys.push(RowChange::changed(kek.id, &kek.mac, &mac));
+    Ok(mac)
+}
+
+fn expect_one(rows: u64) -> Result<(), Error> {
+    if rows == 1 { Ok(()) } else { Err(Error::Busy) }
+}
+
+/// One version of a key, without its material.
+#[derive(Debug, Clone)]
+pub struct KekRow {
+    /// Names it in blob headers.
+    pub id: Uuid,
+    /// Its keyspace; absent for a key of the installation.
+    pub keyspace_id: Option<Uuid>,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// Counts up from 1.
+    pub version: u32,
+    /// Its state.
+    pub state: KeyState,
+    /// When it was made.
+    pub created_at: OffsetDateTime,
+    /// When it began to wrap.
+    pub activated_at: Option<OffsetDateTime>,
+    /// When it stopped wrapping.
+    pub deactivated_at: Option<OffsetDateTime>,
+    /// When somebody declared it compromised.
+    pub compromised_at: Option<OffsetDateTime>,
+    /// When it is to be destroyed.
+    pub destroy_at: Option<OffsetDateTime>,
+    /// Who wants that: an operator, or the schedule.
+    pub destroy_asked_by: Option<String>,
+    /// When they said so.
+    pub destroy_asked_at: Option<OffsetDateTime>,
+    /// When its material was removed.
+    pub destroyed_at: Option<OffsetDateTime>,
+    /// Whether it is no longer active, and still wraps a DEK.
+    pub wraps_leftovers: bool,
+    /// Rises by one with each change of the state.
+    pub generation: i64,
+    /// Over all of it but `wraps_leftovers`.
+    pub mac: Vec<u8>,
+}
+
+struct Row {
+    id: Uuid,
+    keyspace_id: Option<Uuid>,
+    purpose: String,
+    version: i32,
+    state: String,
+    created_at: OffsetDateTime,
+    activated_at: Option<OffsetDateTime>,
+    deactivated_at: Option<OffsetDateTime>,
+    compromised_at: Option<OffsetDateTime>,
+    destroy_at: Option<OffsetDateTime>,
+    destroy_asked_by: Option<String>,
+    destroy_asked_at: Option<OffsetDateTime>,
+    destroyed_at: Option<OffsetDateTime>,
+    wraps_leftovers: bool,
+    generation: i64,
+    mac: Vec<u8>,
+}
+
+impl Row {
+    fn checked(self, macs: &RowMacs) -> Result<KekRow, Error> {
+        macs.check(&state_of!(self), &self.mac)?;
+        let corrupt = |column: &str| Error::Corrupt(format!("keks.{column} of {}", self.id));
+        Ok(KekRow {
+            id: self.id,
+            keyspace_id: self.keyspace_id,
+            purpose: Purpose::parse(&self.purpose).ok_or_else(|| corrupt("purpose"))?,
+            version: number(self.version)?,
+            state: KeyState::parse(&self.state).ok_or_else(|| corrupt("state"))?,
+            created_at: self.created_at,
+            activated_at: self.activated_at,
+            deactivated_at: self.deactivated_at,
+            compromised_at: self.compromised_at,
+            destroy_at: self.destroy_at,
+            destroy_asked_by: self.destroy_asked_by,
+            destroy_asked_at: self.destroy_asked_at,
+            destroyed_at: self.destroyed_at,
+            wraps_leftovers: self.wraps_leftovers,
+            generation: self.generation,
+            mac: self.mac,
+        })
+    }
+}
+
+impl KekRow {
+    /// What the state machine knows of it.
+    pub fn version(&self) -> KeyVersion {
+        let restored = match (self.state, self.compromised_at, self.deactivated_at) {
+            (KeyState::DestroyScheduled, Some(_), _) => Some(Restored::Compromised),
+            (KeyState::DestroyScheduled, None, Some(_)) => Some(Restored::Deactivated),
+            _ => None,
+        };
+        KeyVersion { version: self.version, state: self.state, restored }
+    }
+}
+
+impl Guarded for KekRow {
+    const TABLE: &'static str = State::TABLE;
+
+    fn which(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn encode(&self, row: RowEncoder) -> RowEncoder {
+        State {
+            id: self.id,
+            keyspace_id: self.keyspace_id,
+            purpose: self.purpose.as_str(),
+            version: self.version.into(),
+            state: self.state.as_str(),
+            created_at: self.created_at,
+            activated_at: self.activated_at,
+            deactivated_at: self.deactivated_at,
+            compromised_at: self.compromised_at,
+            destroy_at: self.destroy_at,
+            destroy_asked_by: self.destroy_asked_by.as_deref(),
+            destroy_asked_at: self.destroy_asked_at,
+            destroyed_at: self.destroyed_at,
+            generation: self.generation,
+        }
+        .encode(row)
+    }
+}
+
+/// All versions of all keys, those destroyed too, oldest first.
+///
+/// # Errors
+/// Those of Postgres; `Corrupt`; `Integrity` when a row's MAC is wrong.
+pub async fn all(connection: &mut PgConnection, macs: &RowMacs) -> Result<Vec<KekRow>, Error> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"SELECT id, keyspace_id, purpose, version, state, created_at, activated_at, deactivated_at,
+                  compromised_at, destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at,
+                  state IN ('deactivated', 'compromised') AND (
+                      SELECT d.id FROM deks d WHERE d.keyspace_id = keks.keyspace_id AND d.kek_version = keks.version
+                      ORDER BY d.id LIMIT 1
+                  ) IS NOT NULL AS "wraps_leftovers!", generation, mac
+           FROM keks ORDER BY version"#
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter().map(|row| row.checked(macs)).collect()
+}
+
+/// All versions of one key, those destroyed too, oldest first.
+///
+/// # Errors
+/// Those of Postgres; `Corrupt`; `Integrity` when a row's MAC is wrong.
+pub async fn of_keyset(
+    connection: &mut PgConnection,
+    macs: &RowMacs,
+    keyspace_id: Option<Uuid>,
+    purpose: Purpose,
+) -> Result<Vec<KekRow>, Error> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"SELECT id, keyspace_id, purpose, version, state, created_at, activated_at, deactivated_at,
+                  compromised_at, destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at,
+                  state IN ('deactivated', 'compromised') AND (
+                      SELECT d.id FROM deks d WHERE d.keyspace_id = keks.keyspace_id AND d.kek_version = keks.version
+                      ORDER BY d.id LIMIT 1
+                  ) IS NOT NULL AS "wraps_leftovers!", generation, mac
+           FROM keks
+           WHERE purpose = $2 AND (keyspace_id = $1 OR ($1::uuid IS NULL AND keyspace_id IS NULL))
+           ORDER BY version"#,
+        keyspace_id,
+        purpose.as_str()
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter().map(|row| row.checked(macs)).collect()
+}
+
+/// The keyset of those versions.
+///
+/// # Errors
+/// `Corrupt` when it is none: its rows were changed past the server.
+pub fn keyset(keks: &[KekRow]) -> Result<Keyset, Error> {
+    Keyset::load(keks.iter().map(KekRow::version)).map_err(|error| Error::Corrupt(format!("keks: {error}")))
+}
+
+/// Those that wrap, or will soon: what every replica must be able to open. Their MACs are not checked yet.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn in_use(connection: &mut PgConnection) -> Result<Vec<WrappedKek>, Error> {
+    Ok(sqlx::query_as!(
+        WrappedKek,
+        r#"SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at, deactivated_at,
+                  destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, rwk_id, wrapped AS "wrapped!", mac
+           FROM keks
+           WHERE state IN ('pre-active', 'active')"#
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// A key that is being handed to the replicas.
+pub struct PreActive {
+    /// Names it in blob headers.
+    pub id: Uuid,
+    /// Its keyset.
+    pub keyset_id: Uuid,
+}
+
+/// Those that are being handed to the replicas, oldest first.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn pre_active(connection: &mut PgConnection) -> Result<Vec<PreActive>, Error> {
+    Ok(sqlx::query_as!(
+        PreActive,
+        "SELECT k.id, s.id AS keyset_id FROM keks k
+         JOIN keysets s ON s.purpose = k.purpose AND s.keyspace_id IS NOT DISTINCT FROM k.keyspace_id
+         WHERE k.state = 'pre-active' ORDER BY k.created_at"
+    )
+    .fetch_all(connection)
+    .await?)
 }
 
 /// Removes all KEKs of a keyspace. A DEK under one of them stops it.
 ///
 /// # Errors
 /// Those of Postgres.
-pub async fn delete_all(connection: &mut PgConnection, keyspace_id: Uuid) -> Result<(), Error> {
-    sqlx::query!("DELETE FROM keks WHERE keyspace_id = $1", keyspace_id).execute(connection).await?;
+pub async fn delete_all(tx: &mut Tx, keyspace_id: Uuid) -> Result<(), Error> {
+    let rows = sqlx::query!("DELETE FROM keks WHERE keyspace_id = $1 RETURNING id, mac", keyspace_id)
+        .fetch_all(&mut **tx)
+        .await?;
+    tx.changes().keys.extend(rows.iter().map(|row| RowChange::removed(row.id, &row.mac)));
     Ok(())
+}
+
+/// All KEKs that have material, by id.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn wrapped(connection: &mut PgConnection) -> Result<Vec<WrappedKek>, Error> {
+    Ok(sqlx::query_as!(
+        WrappedKek,
+        r#"SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at, deactivated_at,
+                  destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, rwk_id, wrapped AS "wrapped!", mac
+           FROM keks WHERE wrapped IS NOT NULL ORDER BY id"#
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// The same, locked.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn lock_wrapped(connection: &mut PgConnection) -> Result<Vec<WrappedKek>, Error> {
+    Ok(sqlx::query_as!(
+        WrappedKek,
+        r#"SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at, deactivated_at,
+                  destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, rwk_id, wrapped AS "wrapped!", mac
+           FROM keks WHERE wrapped IS NOT NULL ORDER BY id FOR UPDATE"#
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// Puts those KEKs under that RWK, as they are wrapped now; with them those that have no material any more.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn move_under(
+    connection: &mut PgConnection,
+    rwk_id: Uuid,
+    moved: &[WrappedKek],
+) -> Result<(), Error> {
+    let ids: Vec<Uuid> = moved.iter().map(|kek| kek.id).collect();
+    let blobs: Vec<&[u8]> = moved.iter().map(|kek| kek.wrapped.as_slice()).collect();
+    sqlx::query!(
+        "UPDATE keks SET rwk_id = $1, wrapped = moved.wrapped
+         FROM UNNEST($2::uuid[], $3::bytea[]) AS moved (id, wrapped) WHERE keks.id = moved.id",
+        rwk_id,
+        &ids,
+        &blobs as &[&[u8]]
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!("UPDATE keks SET rwk_id = $1 WHERE wrapped IS NULL", rwk_id).execute(connection).await?;
+    Ok(())
+}
+
+/// How many KEKs another RWK wraps than that one.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn under_another(connection: &mut PgConnection, rwk_id: Uuid) -> Result<i64, Error> {
+    Ok(sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM keks WHERE rwk_id <> $1"#, rwk_id)
+        .fetch_one(connection)
+        .await?)
 }

@@ -1,14 +1,23 @@
 //! Table `objects`: what operators declare.
 
+use futures_util::TryStreamExt as _;
 use keyfold_core::{
     name::ObjectName,
     object::{Kind, Spec},
+    row_mac::RowEncoder,
 };
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::error::Error;
+use crate::{
+    error::Error,
+    integrity::{
+        Macs, RowChange,
+        row_macs::{Guarded, RowMacs},
+    },
+    store::Tx,
+};
 
 /// A declared object.
 #[derive(Debug, Clone)]
@@ -25,6 +34,8 @@ pub struct Object {
     pub generation: u64,
     /// When it last changed.
     pub updated_at: OffsetDateTime,
+    /// Over what is above but `updated_at`; empty for one that is not written.
+    pub mac: Vec<u8>,
 }
 
 impl Object {
@@ -51,131 +62,223 @@ struct Row {
     spec: String,
     generation: i64,
     updated_at: OffsetDateTime,
+    mac: Vec<u8>,
 }
 
-impl TryFrom<Row> for Object {
-    type Error = Error;
+impl Guarded for Row {
+    const TABLE: &'static str = "objects";
 
-    fn try_from(row: Row) -> Result<Self, Error> {
+    fn which(&self) -> String {
+        format!("{} {}", self.kind, self.name)
+    }
+
+    fn encode(&self, row: RowEncoder) -> RowEncoder {
+        row.uuid(self.id).str(&self.kind).str(&self.name).str(&self.spec).i64(self.generation)
+    }
+}
+
+impl Row {
+    fn checked(self, macs: &RowMacs) -> Result<Object, Error> {
+        macs.check(&self, &self.mac)?;
+        let row = self;
         let corrupt = |column: &str| Error::Corrupt(format!("objects.{column} of {} {}", row.kind, row.name));
-        Ok(Self {
+        Ok(Object {
             id: row.id,
             kind: Kind::parse(&row.kind).map_err(|_| corrupt("kind"))?,
             name: ObjectName::try_from(row.name.as_str()).map_err(|_| corrupt("name"))?,
             generation: u64::try_from(row.generation).map_err(|_| corrupt("generation"))?,
             spec_json: row.spec,
             updated_at: row.updated_at,
+            mac: row.mac,
         })
+    }
+
+    /// As the object is to be written.
+    fn of(object: &Object) -> Self {
+        Self {
+            id: object.id,
+            kind: object.kind.as_str().to_owned(),
+            name: object.name.to_string(),
+            spec: object.spec_json.clone(),
+            generation: object.generation.cast_signed(),
+            updated_at: object.updated_at,
+            mac: Vec::new(),
+        }
     }
 }
 
 /// One object.
 ///
 /// # Errors
-/// Those of Postgres.
-pub async fn find(connection: &mut PgConnection, kind: Kind, name: &str) -> Result<Option<Object>, Error> {
+/// Those of Postgres; `Integrity`.
+pub async fn find(
+    connection: &mut PgConnection,
+    macs: &RowMacs,
+    kind: Kind,
+    name: &str,
+) -> Result<Option<Object>, Error> {
     sqlx::query_as!(
         Row,
-        "SELECT id, kind, name, spec, generation, updated_at FROM objects WHERE kind = $1 AND name = $2",
+        "SELECT id, kind, name, spec, generation, updated_at, mac FROM objects WHERE kind = $1 AND name = $2",
         kind.as_str(),
         name
     )
     .fetch_optional(connection)
     .await?
-    .map(Object::try_from)
+    .map(|row| row.checked(macs))
     .transpose()
 }
 
 /// One object, kept as it is by a row lock until the transaction ends. Rows may be added that refer to it meanwhile.
 ///
 /// # Errors
-/// Those of Postgres.
-pub async fn lock(connection: &mut PgConnection, kind: Kind, name: &str) -> Result<Option<Object>, Error> {
+/// Those of Postgres; `Integrity`.
+pub async fn lock(
+    connection: &mut PgConnection,
+    macs: &RowMacs,
+    kind: Kind,
+    name: &str,
+) -> Result<Option<Object>, Error> {
     sqlx::query_as!(
         Row,
-        "SELECT id, kind, name, spec, generation, updated_at FROM objects
+        "SELECT id, kind, name, spec, generation, updated_at, mac FROM objects
          WHERE kind = $1 AND name = $2 FOR NO KEY UPDATE",
         kind.as_str(),
         name
     )
     .fetch_optional(connection)
     .await?
-    .map(Object::try_from)
+    .map(|row| row.checked(macs))
     .transpose()
 }
 
 /// All objects of one kind, or of all, by kind and name.
 ///
 /// # Errors
-/// Those of Postgres.
-pub async fn list(connection: &mut PgConnection, kind: Option<Kind>) -> Result<Vec<Object>, Error> {
+/// Those of Postgres; `Integrity`.
+pub async fn list(
+    connection: &mut PgConnection,
+    macs: &RowMacs,
+    kind: Option<Kind>,
+) -> Result<Vec<Object>, Error> {
     sqlx::query_as!(
         Row,
-        "SELECT id, kind, name, spec, generation, updated_at FROM objects
+        "SELECT id, kind, name, spec, generation, updated_at, mac FROM objects
          WHERE $1::text IS NULL OR kind = $1 ORDER BY kind, name",
         kind.map(Kind::as_str)
     )
     .fetch_all(connection)
     .await?
     .into_iter()
-    .map(Object::try_from)
+    .map(|row| row.checked(macs))
     .collect()
+}
+
+/// The MACs of all objects, and of all administrators' tokens, which are in one digest; unchecked.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn declared_macs(connection: &mut PgConnection) -> Result<Macs, Error> {
+    let mut rows = sqlx::query!(
+        r#"SELECT id AS "id!", mac AS "mac!" FROM objects UNION ALL SELECT id, mac FROM admin_tokens"#
+    )
+    .fetch(connection);
+    let mut found = Macs::new();
+    while let Some(row) = rows.try_next().await? {
+        found.insert((row.id, row.mac));
+    }
+    Ok(found)
 }
 
 /// Adds an object, unless one of the kind and name stands already.
 ///
 /// # Errors
 /// `Conflict` when another caller created it at the same time; those of Postgres.
-pub async fn insert(connection: &mut PgConnection, object: &Object) -> Result<(), Error> {
+pub async fn insert(tx: &mut Tx, macs: &RowMacs, object: &Object) -> Result<(), Error> {
+    let row = Row::of(object);
+    let mac = macs.seal(&row)?;
     let done = sqlx::query!(
-        "INSERT INTO objects (id, kind, name, spec, generation, updated_at) VALUES ($1, $2, $3, $4, 1, $5)
+        "INSERT INTO objects (id, kind, name, spec, generation, updated_at, mac) VALUES ($1, $2, $3, $4, $5, $6, $7)
          ON CONFLICT (kind, name) DO NOTHING",
-        object.id,
-        object.kind.as_str(),
-        object.name.as_str(),
-        object.spec_json,
-        object.updated_at
+        row.id,
+        row.kind,
+        row.name,
+        row.spec,
+        row.generation,
+        row.updated_at,
+        mac
     )
-    .execute(connection)
+    .execute(&mut **tx)
     .await?;
     match done.rows_affected() {
-        1 => Ok(()),
+        1 => {
+            tx.changes().declared.push(RowChange::added(row.id, &mac));
+            Ok(())
+        }
         _ => Err(Error::Conflict(format!(
             "{} {} was created by another caller at the same time: apply again",
-            object.kind.as_str(),
-            object.name
+            row.kind, row.name
         ))),
     }
 }
 
-/// Writes a changed spec and raises the generation.
+/// Writes a changed object, whose row is locked and whose generation is the next one.
 ///
 /// # Errors
 /// Those of Postgres.
-pub async fn update(
-    connection: &mut PgConnection,
-    id: Uuid,
-    spec_json: &str,
-    at: OffsetDateTime,
-) -> Result<(), Error> {
+pub async fn update(tx: &mut Tx, macs: &RowMacs, before: &Object, after: &Object) -> Result<(), Error> {
+    let row = Row::of(after);
+    let mac = macs.seal(&row)?;
     sqlx::query!(
-        "UPDATE objects SET spec = $2, generation = generation + 1, updated_at = $3 WHERE id = $1",
-        id,
-        spec_json,
-        at
+        "UPDATE objects SET spec = $2, generation = $3, updated_at = $4, mac = $5 WHERE id = $1",
+        row.id,
+        row.spec,
+        row.generation,
+        row.updated_at,
+        mac
     )
-    .execute(connection)
+    .execute(&mut **tx)
     .await?;
+    tx.changes().declared.push(RowChange::changed(row.id, &before.mac, &mac));
     Ok(())
 }
 
-/// Removes an object.
+/// Removes an object, whose row is locked.
 ///
 /// # Errors
 /// Those of Postgres; rows that refer to it stop it.
-pub async fn delete(connection: &mut PgConnection, id: Uuid) -> Result<(), Error> {
-    sqlx::query!("DELETE FROM objects WHERE id = $1", id).execute(connection).await?;
+pub async fn delete(tx: &mut Tx, object: &Object) -> Result<(), Error> {
+    sqlx::query!("DELETE FROM objects WHERE id = $1", object.id).execute(&mut **tx).await?;
+    tx.changes().declared.push(RowChange::removed(object.id, &object.mac));
     Ok(())
+}
+
+/// Makes the MACs anew that an older row-mac key made. Gives their number.
+///
+/// # Errors
+/// Those of Postgres; `Integrity`.
+pub async fn remac(tx: &mut Tx, macs: &RowMacs) -> Result<u64, Error> {
+    let rows = sqlx::query_as!(
+        Row,
+        "SELECT id, kind, name, spec, generation, updated_at, mac FROM objects ORDER BY id FOR NO KEY UPDATE"
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    let (mut ids, mut remade) = (Vec::new(), Vec::new());
+    for row in &rows {
+        let Some(mac) = macs.reseal(row, &row.mac)? else { continue };
+        tx.changes().declared.push(RowChange::changed(row.id, &row.mac, &mac));
+        ids.push(row.id);
+        remade.push(mac);
+    }
+    let done = sqlx::query!(
+        "UPDATE objects SET mac = n.mac FROM UNNEST($1::uuid[], $2::bytea[]) AS n (id, mac) WHERE objects.id = n.id",
+        &ids,
+        &remade
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(done.rows_affected())
 }
 
 /// An object in one of its generations: what a decision rests on.

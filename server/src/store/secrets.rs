@@ -4,7 +4,11 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::error::Error;
+use crate::{
+    error::Error,
+    integrity::row_macs::RowMacs,
+    store::{secret_labels::Label, secret_versions::VersionState},
+};
 
 /// A secret's row, locked.
 pub struct Secret {
@@ -85,9 +89,10 @@ pub async fn any_in(connection: &mut PgConnection, keyspace_id: Uuid) -> Result<
 /// path any of the regular expressions `listable` matches.
 ///
 /// # Errors
-/// Those of Postgres.
+/// Those of Postgres; `Integrity`.
 pub async fn page(
     connection: &mut PgConnection,
+    macs: &RowMacs,
     prefix: &str,
     after: &str,
     listable: &[String],
@@ -100,14 +105,16 @@ pub async fn page(
     } else {
         (format!("{prefix}/"), format!("{prefix}0"))
     };
-    Ok(sqlx::query_as!(
-        SecretSummary,
-        r#"SELECT s.path, c.version AS "current_version?", s.newest_version, n.created_at AS updated_at
+    let rows = sqlx::query_as!(
+        ListedRow,
+        r#"SELECT s.id, s.path, s.newest_version, n.created_at AS updated_at,
+                  l.version AS "label_version?", l.generation AS "label_generation?", l.mac AS "label_mac?",
+                  c.generation AS "generation?", c.deleted_at AS "deleted_at?", c.destroyed_at AS "destroyed_at?",
+                  c.exposed_at AS "exposed_at?", c.exposed_kek_version AS "exposed_kek_version?", c.mac AS "mac?"
            FROM secrets s
            JOIN secret_versions n ON n.secret_id = s.id AND n.version = s.newest_version
            LEFT JOIN secret_labels l ON l.secret_id = s.id AND l.label = 'current'
            LEFT JOIN secret_versions c ON c.secret_id = s.id AND c.version = l.version
-                AND c.deleted_at IS NULL AND c.destroyed_at IS NULL
            WHERE s.path >= $1 AND s.path < $2 AND s.path > $3 AND s.path ~ ANY ($4)
            ORDER BY s.path LIMIT $5"#,
         from,
@@ -117,5 +124,55 @@ pub async fn page(
         limit
     )
     .fetch_all(connection)
-    .await?)
+    .await?;
+    rows.into_iter().map(|row| row.checked(macs)).collect()
+}
+
+/// A secret with the row of its label `current` and that of the version that this points at.
+struct ListedRow {
+    id: Uuid,
+    path: String,
+    newest_version: i32,
+    updated_at: OffsetDateTime,
+    label_version: Option<i32>,
+    label_generation: Option<i64>,
+    label_mac: Option<Vec<u8>>,
+    generation: Option<i64>,
+    deleted_at: Option<OffsetDateTime>,
+    destroyed_at: Option<OffsetDateTime>,
+    exposed_at: Option<OffsetDateTime>,
+    exposed_kek_version: Option<i32>,
+    mac: Option<Vec<u8>>,
+}
+
+impl ListedRow {
+    fn checked(self, macs: &RowMacs) -> Result<SecretSummary, Error> {
+        let label = (self.label_version, self.label_generation, self.label_mac);
+        let current_version = match (label, self.generation, self.mac) {
+            ((Some(version), Some(label_generation), Some(label_mac)), Some(generation), Some(mac)) => {
+                let label =
+                    Label { secret_id: self.id, label: "current", version, generation: label_generation };
+                macs.check(&label, &label_mac)?;
+                let state = VersionState {
+                    secret_id: self.id,
+                    version,
+                    generation,
+                    deleted_at: self.deleted_at,
+                    destroyed_at: self.destroyed_at,
+                    exposed_at: self.exposed_at,
+                    exposed_kek_version: self.exposed_kek_version,
+                    mac,
+                };
+                let state = state.checked(macs)?;
+                (state.deleted_at.is_none() && state.destroyed_at.is_none()).then_some(version)
+            }
+            _ => None,
+        };
+        Ok(SecretSummary {
+            path: self.path,
+            current_version,
+            newest_version: self.newest_version,
+            updated_at: self.updated_at,
+        })
+    }
 }

@@ -1,0 +1,60 @@
+//! An allocator that leaves nothing in what it frees.
+
+#![allow(unsafe_code, reason = "GlobalAlloc is an unsafe trait")]
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    mem::MaybeUninit,
+    slice,
+};
+
+use zeroize::Zeroize;
+
+/// The system's allocator, but what is freed is overwritten with zeros first, and what grows or shrinks moves to a new
+/// place. Types that wipe themselves reach only what is theirs; this reaches the buffers of HTTP/2, TLS, Protobuf, JSON
+/// and YAML as well. It costs one pass over each buffer that is freed.
+pub struct WipingAllocator;
+
+// SAFETY: all memory comes from `System`, which upholds the contract, with the layouts that the caller gave. Of the
+// caller's memory nothing is touched but the block that `dealloc` is given, before it goes back. `realloc` is the
+// trait's own: `alloc`, copy, `dealloc`.
+unsafe impl GlobalAlloc for WipingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller upholds the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller upholds the contract of `alloc_zeroed`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller gives up a block of this size, which nobody else refers to; it may be uninitialised.
+        unsafe { slice::from_raw_parts_mut(ptr.cast::<MaybeUninit<u8>>(), layout.size()) }.zeroize();
+        // SAFETY: the caller upholds the contract of `dealloc`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hint::black_box;
+
+    use super::*;
+
+    #[test]
+    fn a_block_that_grows_or_shrinks_keeps_its_content_in_a_new_place() {
+        let layout = Layout::array::<u8>(1000).unwrap();
+        // SAFETY: each block is used within its size, and freed once with the layout that it has then.
+        unsafe {
+            let first = WipingAllocator.alloc_zeroed(layout);
+            first.copy_from(b"kept".as_ptr(), 4);
+            let larger = WipingAllocator.realloc(first, layout, 100_000);
+            assert_ne!(first, larger);
+            let smaller = WipingAllocator.realloc(larger, Layout::array::<u8>(100_000).unwrap(), 8);
+            assert_eq!(slice::from_raw_parts(black_box(smaller), 8), b"kept\0\0\0\0");
+            WipingAllocator.dealloc(smaller, Layout::array::<u8>(8).unwrap());
+        }
+    }
+}
