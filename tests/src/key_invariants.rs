@@ -1,6 +1,6 @@
 //! What must hold of keys and of what they wrap after every fault, seen from outside: by SQL and by reading everything.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use keyfold::{client::Client, dev::server::Server};
 use keyfold_proto::keyfold::v1::{Field, PutSecretRequest};
@@ -271,16 +271,36 @@ impl World {
         }
     }
 
-    /// Starts the server anew, to die at that crash point, or at none.
+    /// Starts the server anew, so that it will die where it is told.
     ///
     /// # Panics
     /// When it does not serve.
-    pub async fn restart_to_die_at(&mut self, point: Option<&str>) {
+    pub async fn restart_mortal(&mut self) {
+        let told = format!("@{}", self.crash_file().display());
+        self.dies_at(None);
         self.server.stop();
         self.database.forget_dead_replicas();
-        self.server.setup_mut().set_variable("KEYFOLD_CRASH_AT", point.map(Into::into));
+        self.server.setup_mut().set_variable("KEYFOLD_CRASH_AT", Some(told.into()));
         self.server.restart().await.expect("the server starts");
         self.server.until_serving().await.expect("the server serves");
+    }
+
+    /// Tells the server to die at that crash point, or at none.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    pub fn dies_at(&self, point: Option<&str>) {
+        let (file, new) = (self.crash_file(), self.crash_file().with_extension("new"));
+        match point {
+            // The server must not read half of it.
+            Some(point) => fs::write(&new, point).and_then(|()| fs::rename(&new, &file)).expect("a file"),
+            // There need not be one.
+            None => drop(fs::remove_file(&file)),
+        }
+    }
+
+    fn crash_file(&self) -> PathBuf {
+        self.folder.path().join("crash-at")
     }
 
     /// Waits until the server has died at its crash point.

@@ -241,10 +241,7 @@ pub const TURNS: &[Work] = &[
     Work {
         prepare: &[],
         begin: Age(Aged::ActiveKey),
-        dies_at: &[
-            ("key.create", ONCE, Entries("key.create")),
-            ("key.activate", ONCE, Entries("key.activate")),
-        ],
+        dies_at: &[("key.create", ONCE, Entries("key.create"))],
         states: &[("key.create", 1), ("key.activate", 1), ("key.rewrap", 1), ("key.skip-run", 0)],
         undo: &[],
     },
@@ -379,7 +376,6 @@ pub const OWN_KEYS: &[Work] = &[
         prepare: &[],
         begin: Call(Rpc::RotateOwn("row-mac")),
         dies_at: &[
-            ("key.rotate", ONCE, Entries("key.rotate")),
             ("key.activate", ONCE, Entries("key.activate")),
             ("integrity.remac", &[0, 1, 2, 2, 3], TABLES_REMADE),
         ],

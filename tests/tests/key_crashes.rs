@@ -55,7 +55,8 @@ struct Mortal {
 
 impl Mortal {
     async fn start(secrets: usize) -> Self {
-        let world = World::start().await.with_payments().await;
+        let mut world = World::start().await.with_payments().await;
+        world.restart_mortal().await;
         let mut written = world.write_many(secrets).await;
         written.insert("payments/db".into(), "first".into());
         for (path, password) in [("payments/broken", "old"), ("payments/broken", "whole")] {
@@ -97,20 +98,14 @@ impl Mortal {
     /// Gives whether the crash was at a commit that left what it should.
     async fn dies_at(&mut self, work: &Work, crash: &Crash) -> bool {
         let point = &*crash.point;
-        let t0 = std::time::Instant::now();
-        let t = |what: &str| eprintln!("TIMING {point} {what} {:?}", t0.elapsed());
         self.take_all(work.prepare).await;
-        t("prepared");
         self.database().until_keys_are_settled(point).await;
-        t("settled");
         let stated = self.stated(work);
-        self.world.restart_to_die_at(Some(point)).await;
-        t("restarted");
         let (digest, base) = (self.database().digest_of_keys(), self.trace(crash.trace));
+        self.world.dies_at(Some(point));
         let begun = tokio::spawn(self.call(work.begin));
         self.take_unless_call(work.begin).await;
         self.world.until_dead(point).await;
-        t("dead");
         let answer = within(ANSWER_MAX, point, begun).await.unwrap();
         let is_own = matches!(work.begin, Call(rpc) if rpc.transaction() == crash.transaction);
         assert!(answer.is_err() || !is_own, "{point}: the caller was told that it is done");
@@ -125,9 +120,7 @@ impl Mortal {
         }
         self.database().assert_keys_are_whole();
 
-        t("checked");
-        self.world.restart_to_die_at(None).await;
-        t("restarted");
+        self.world.restart_mortal().await;
         if is_undone {
             assert_eq!(self.database().digest_of_keys(), digest, "{point}: something is done by itself");
             self.take(work.begin).await;
@@ -138,9 +131,7 @@ impl Mortal {
         self.database().until_true(&format!("{point}: the work to be stated"), is_stated).await;
         self.database().until_keys_are_settled(point).await;
         assert_eq!(self.stated(work), wanted, "{point}: how often each is stated of {:?}", work.states);
-        t("settled");
         self.assert_everything_works(point).await;
-        t("works");
         self.take_all(work.undo).await;
         shown == crash.shown
     }
@@ -219,7 +210,7 @@ impl Mortal {
         let file = server.setup().folder().join("root.key");
         server.setup_mut().configure("previous_root_key", json!({"file": {"current": file}})).unwrap();
         keeper.configure(server.setup_mut());
-        self.world.restart_to_die_at(None).await;
+        self.world.restart_mortal().await;
         self.keeper = Some(keeper);
         self.take(Call(Rpc::ChangeRoot)).await;
         self.shares = create_recovery(&self.world.server).await;
@@ -239,7 +230,7 @@ impl Mortal {
         });
         let recovery = json!({"drill_database": drill_database});
         self.world.server.setup_mut().configure("recovery", recovery).unwrap();
-        self.world.restart_to_die_at(None).await;
+        self.world.restart_mortal().await;
         (self, Database { access, name, own: None })
     }
 }
@@ -346,7 +337,8 @@ async fn attack_21_shares_that_died_with_the_server_are_made_up_for_by_those_of_
     let before = mortal.keeper.as_ref().unwrap().root_key();
     server.setup_mut().configure("previous_root_key", before).unwrap();
     Keeper::Shamir.configure(server.setup_mut());
-    mortal.world.restart_to_die_at(Some("root.change:after")).await;
+    mortal.world.restart_mortal().await;
+    mortal.world.dies_at(Some("root.change:after"));
     let request = ChangeRootRequest { custody: "shamir".into(), ..Default::default() };
     operator_of(&mortal.world.server).root().change_root(request).await.unwrap_err();
     mortal.world.until_dead("root.change:after").await;

@@ -1,11 +1,9 @@
 //! Places where a test can have the server die: just before and just after the commit of each transaction. Only builds
 //! for development have them. `KEYFOLD_CRASH_AT=key.activate:after` names a transaction and a moment;
-//! `key.rewrap:before:3` means the third time that one is passed.
+//! `key.rewrap:before:3` means the third time that one is passed. `@FILE` means what the file says at that time, if there
+//! is one: a test can make up its mind while the server runs.
 
-use std::sync::{
-    OnceLock,
-    atomic::{AtomicU32, Ordering},
-};
+use std::sync::{Mutex, PoisonError};
 
 /// When, seen from a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,22 +27,30 @@ struct CrashPoint {
 /// # Panics
 /// When the variable is not as described: a test would wait for a crash that never comes.
 pub(super) fn pass(transaction: &'static str, moment: Moment) {
-    static WANTED: OnceLock<Option<CrashPoint>> = OnceLock::new();
-    static PASSED: AtomicU32 = AtomicU32::new(0);
-    let wanted = WANTED.get_or_init(|| {
-        let text = std::env::var("KEYFOLD_CRASH_AT").ok()?;
-        Some(
-            parse(&text)
-                .unwrap_or_else(|| panic!("KEYFOLD_CRASH_AT: {text:?} is not NAME:before|after[:NTH]")),
-        )
-    });
-    let Some(wanted) = wanted else { return };
-    if wanted.transaction == transaction
-        && wanted.moment == moment
-        && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == wanted.nth
-    {
+    /// What was wanted last, and how often that was passed.
+    static PASSED: Mutex<(String, u32)> = Mutex::new((String::new(), 0));
+    let Some(text) = wanted() else { return };
+    let wanted =
+        parse(&text).unwrap_or_else(|| panic!("KEYFOLD_CRASH_AT: {text:?} is not NAME:before|after[:NTH]"));
+    if wanted.transaction != transaction || wanted.moment != moment {
+        return;
+    }
+    let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
+    if passed.0 != text {
+        *passed = (text, 0);
+    }
+    passed.1 += 1;
+    if passed.1 == wanted.nth {
         tracing::error!(transaction, ?moment, "crash point");
         std::process::abort();
+    }
+}
+
+fn wanted() -> Option<String> {
+    let text = std::env::var("KEYFOLD_CRASH_AT").ok()?;
+    match text.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file).ok(),
+        None => Some(text),
     }
 }
 
