@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 use keyfold::{client::Client, dev::server::Server};
 use keyfold_proto::keyfold::v1::{Field, PutSecretRequest};
 use tokio::task::JoinSet;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::{
     Database, World,
@@ -261,7 +261,16 @@ impl World {
         let (workloads, pod) = (self.workloads(server), self.pod("payments", "api", "reader"));
         let paths: Vec<&str> = written.keys().map(String::as_str).collect();
         for part in paths.chunks(ITEMS_MAX) {
-            let issued = workloads.issue(&pod, part).await.expect("the secrets are issued").secrets;
+            // A server that has just lost its database may find that out only now.
+            let mut issued = workloads.issue(&pod, part).await;
+            for _ in 0..100 {
+                if !issued.as_ref().is_err_and(|status| status.code() == Code::Unavailable) {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                issued = workloads.issue(&pod, part).await;
+            }
+            let issued = issued.expect("the secrets are issued").secrets;
             assert_eq!(issued.len(), part.len());
             for secret in issued {
                 let password = secret.fields.iter().find(|field| field.name == "password");
