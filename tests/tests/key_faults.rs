@@ -15,7 +15,7 @@ use keyfold_core::clock::{Clock, SystemClock};
 use keyfold_proto::keyfold::v1::{
     ApplyObjectsRequest, CompromiseKeyRequest, GetKeyStatusRequest, GetSecretRequest, InitializeRequest,
     KeysetStatus, ListQuarantineRequest, Object, RetryQuarantineRequest, RotateKeyRequest, RotateKeyResponse,
-    ScheduleKeyDestructionRequest, system_service_client::SystemServiceClient,
+    ScheduleKeyDestructionRequest, State, system_service_client::SystemServiceClient,
 };
 use keyfold_server::{
     config::{Config, ENVIRONMENT_PREFIX},
@@ -24,7 +24,7 @@ use keyfold_server::{
 use keyfold_tests::{
     Database, World,
     aged::Aged,
-    faults::{Frozen, Gate, channel, operator_at, operator_of, until, within},
+    faults::{Frozen, Gate, channel, operator_at, operator_of, until_state, within},
     key_invariants::{Written, write, write_as},
     server_setup,
 };
@@ -38,7 +38,7 @@ use tonic::{Code, Status};
 /// Two batches of a rewrap.
 const TWO_BATCHES: usize = 520;
 /// As many as are written in some seconds; `bench/` does it with 100,000.
-const MANY: usize = 5_000;
+const MANY: usize = 10_000;
 
 async fn rotate(server: &Server, no_wait: bool) -> Result<RotateKeyResponse, Status> {
     let request = RotateKeyRequest { keyspace: "payments".into(), no_wait, ..Default::default() };
@@ -200,7 +200,7 @@ async fn attack_21_a_schedule_that_two_replicas_follow_turns_a_key_once() {
     let _replica = world.second_replica().await;
     for turn in 1..=4 {
         Aged::ActiveKey.apply(world.server.setup(), &world.database).await;
-        until("the turn", async || world.database.stated("key.activate") == turn).await;
+        world.database.until_true("the turn", || world.database.stated("key.activate") == turn).await;
         world.database.until_keys_are_settled("the turn").await;
     }
     // Both look every second.
@@ -242,6 +242,7 @@ async fn attack_21_a_rewrap_goes_on_after_postgres_was_killed_in_the_middle() {
     write(&world.server, "payments/new", "acknowledged").await.unwrap();
     written.insert("payments/new".into(), "acknowledged".into());
     world.postgres().kill();
+    until_state(&world.server, State::Sealed, "database cannot be reached").await;
     world.postgres().restart().unwrap();
     let moved = "SELECT count(*) FROM deks WHERE kek_version = 2 AND born_kek_version = 1";
     assert_eq!(world.database.sql(moved), "500", "the first batch stands, the second was cut off whole");
@@ -263,6 +264,8 @@ async fn attack_21_postgres_killed_again_and_again_while_keys_turn_loses_nothing
         let turns = Turns::start(&world.server);
         tokio::time::sleep(Duration::from_millis(millis)).await;
         world.postgres().kill();
+        // Otherwise what it says afterwards could be of before.
+        until_state(&world.server, State::Sealed, "database cannot be reached").await;
         world.postgres().restart().unwrap();
         world.server.until_serving().await.unwrap();
         acknowledged = acknowledged.max(turns.end().await);
@@ -328,7 +331,7 @@ impl Moved {
     async fn is_off_by(&self, offset: Span, noticed: &str) {
         self.clock.0.store(offset.whole_seconds(), Ordering::Relaxed);
         let told = "SELECT coalesce(failure, 'right') FROM replicas";
-        until("the clock to be noticed", async || self.database.sql(told).contains(noticed)).await;
+        self.database.until_true("the clock", || self.database.sql(told).contains(noticed)).await;
     }
 
     async fn rotate(&self) {
@@ -336,14 +339,14 @@ impl Moved {
         operator_at(&self.setup).keys().rotate_key(request).await.unwrap();
     }
 
-    async fn schedule_destruction(&self, version: u32, delay_seconds: Option<u64>) {
+    async fn schedule_destruction(&self, version: u32, delay_seconds: Option<u64>) -> Result<(), Status> {
         let request = ScheduleKeyDestructionRequest {
             keyspace: "payments".into(),
             version,
             delay_seconds,
             ..Default::default()
         };
-        operator_at(&self.setup).keys().schedule_key_destruction(request).await.unwrap();
+        operator_at(&self.setup).keys().schedule_key_destruction(request).await.map(drop)
     }
 
     fn states(&self) -> String {
@@ -359,7 +362,7 @@ async fn attack_21_a_clock_that_jumps_destroys_nothing_and_turns_nothing_until_i
     let moved = Moved::start(&json!({"keepDeactivated": "1d", "destroyAfter": "1h"})).await;
     moved.rotate().await;
     moved.rotate().await;
-    moved.schedule_destruction(1, None).await;
+    moved.schedule_destruction(1, None).await.unwrap();
     for (offset, noticed) in [
         (Span::days(400), "ahead of that of Postgres"),
         (Span::days(-400), "behind that of Postgres"),
@@ -369,6 +372,10 @@ async fn attack_21_a_clock_that_jumps_destroys_nothing_and_turns_nothing_until_i
         // It looks every second.
         tokio::time::sleep(Duration::from_millis(2500)).await;
         assert_eq!(moved.states(), "1 destroy-scheduled, 2 deactivated, 3 active", "{offset}");
+        // A day set by a clock that is behind would have come already by that of every other server.
+        let refused = moved.schedule_destruction(2, None).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+        assert!(refused.message().contains("does not agree with that of Postgres"), "{refused:?}");
         write_as(&operator_at(&moved.setup), "payments/db", "meanwhile").await.unwrap();
     }
     moved.is_off_by(Span::ZERO, "right").await;
@@ -380,8 +387,9 @@ async fn attack_21_a_clock_that_jumps_destroys_nothing_and_turns_nothing_until_i
         assert_eq!(moved.database.stated(operation), times, "{operation}");
     }
     // It is at work all the same, and does what is due by its own clock and by that of Postgres.
-    moved.schedule_destruction(2, Some(1)).await;
-    until("the other key to be destroyed", async || moved.states().contains("2 destroyed")).await;
+    moved.schedule_destruction(2, Some(1)).await.unwrap();
+    let is_destroyed = || moved.states().contains("2 destroyed");
+    moved.database.until_true("the other key to be destroyed", is_destroyed).await;
     assert_eq!(moved.states(), "1 destroy-scheduled, 2 destroyed, 3 active");
     moved.database.until_keys_are_settled("the end").await;
 }
@@ -418,13 +426,11 @@ async fn attack_21_one_rotten_row_among_thousands_stops_no_other_shows_and_keeps
     let request = RetryQuarantineRequest { keyspace: "payments".into() };
     let retried = operator_of(&world.server).keys().retry_quarantine(request).await.unwrap();
     assert_eq!(retried.into_inner().released, 1);
-    until("the mended row to be moved", async || {
-        database.sql("SELECT count(*) FROM deks WHERE kek_version = 1") == "0"
-    })
-    .await;
+    let left = "SELECT count(*) FROM deks WHERE kek_version = 1";
+    database.until_true("the mended row to be moved", || database.sql(left) == "0").await;
     schedule_destruction(&world.server, 1).await.unwrap();
     let destroyed = "SELECT count(*) FROM keks WHERE state = 'destroyed'";
-    until("the key to be destroyed", async || database.sql(destroyed) == "1").await;
+    database.until_true("the key to be destroyed", || database.sql(destroyed) == "1").await;
     database.assert_keys_are_whole();
     world.assert_pods_read(&world.server, &written).await;
 }

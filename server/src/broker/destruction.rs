@@ -48,7 +48,7 @@ impl Broker {
     ///
     /// # Errors
     /// `NotFound` for an unknown keyspace or version; `Invalid` for a delay out of bounds; `Conflict` when the version's
-    /// state does not allow it, or something still needs it.
+    /// state does not allow it, something still needs it, or this server's clock is wrong; `HeartbeatLost`.
     pub async fn schedule_key_destruction(
         &self,
         call: &Call,
@@ -88,7 +88,7 @@ impl Broker {
                     None => policy(&mut work, macs, &keyset).await?.destroy_after(),
                     Some(delay) => delay,
                 };
-                let now = self.now();
+                let now = self.agreed_now().await?;
                 let destroy_at = now + delay;
                 let asked_by = work.operator().name().to_owned();
                 let doom = Doom { destroy_at, asked_by: &asked_by, asked_at: now };

@@ -204,6 +204,24 @@ impl Broker {
         self.worker.heartbeat.skew(self.now()).is_some_and(|skew| skew.abs() <= SKEW_MAX)
     }
 
+    /// The time, for a day that an operator sets and that every server then goes by.
+    ///
+    /// # Errors
+    /// `Conflict` while this server's clock does not agree with that of Postgres; `HeartbeatLost`.
+    pub(crate) async fn agreed_now(&self) -> Result<OffsetDateTime, Error> {
+        let heartbeat = &self.worker.heartbeat;
+        heartbeat.may_encrypt().await?;
+        let now = self.now();
+        match heartbeat.skew(now) {
+            Some(skew) if skew.abs() <= SKEW_MAX => Ok(now),
+            _ => Err(Error::Conflict(
+                "this server's clock does not agree with that of Postgres, so no day can be set by it: set the \
+                 clock right, or ask another server"
+                    .into(),
+            )),
+        }
+    }
+
     /// Gives signs of life. Never ends.
     pub(crate) async fn keep_beating(&self) {
         let mut clean_at = Instant::now();
