@@ -1,5 +1,5 @@
 //! What a turn of a keyspace's key costs: how fast data keys are rewrapped and payloads encrypted anew, and what a pod that
-//! asks for its secret meanwhile notices of it.
+//! asks for its secret meanwhile notices of it. One data key is damaged before the rewrap, which must pass over it alone.
 
 use std::{
     fs,
@@ -15,7 +15,8 @@ use std::{
 use clap::Args as ClapArgs;
 use keyfold::client::Client;
 use keyfold_proto::keyfold::v1::{
-    CompromiseKeyRequest, Field, GetKeyStatusRequest, KeysetStatus, PutSecretRequest, RotateKeyRequest,
+    CompromiseKeyRequest, Field, GetKeyStatusRequest, KeysetStatus, ListQuarantineRequest, PutSecretRequest,
+    RetryQuarantineRequest, RotateKeyRequest,
 };
 use keyfold_tests::World;
 use serde::Serialize;
@@ -28,8 +29,9 @@ use crate::report::{profile, write_json};
 const VALUE_BYTES: usize = 1024;
 /// Writers that fill the keyspace.
 const WRITERS: usize = 16;
-/// How often the progress is asked for: often enough for a run of seconds.
-const POLL: Duration = Duration::from_millis(50);
+/// How often the progress is asked for: often enough for a run of seconds, seldom enough not to weigh on it, for each time
+/// counts all rows.
+const POLL: Duration = Duration::from_millis(500);
 /// A clock tick of /proc/PID/stat on Linux (`sysconf(_SC_CLK_TCK)` on every architecture that Rust's std supports).
 const TICK_SECS: f64 = 0.01;
 
@@ -42,7 +44,7 @@ pub(crate) struct Args {
     /// Pods that ask for a secret of 1 KiB all the time
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     callers: u32,
-    /// Seconds of the quiet measurement before, and the least of the others
+    /// Seconds of each quiet measurement
     #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600))]
     quiet_secs: u64,
 }
@@ -73,44 +75,46 @@ pub(crate) async fn run(args: &Args, out: &Path) -> ExitCode {
     fill(&world, args.secrets).await;
     println!("{} secrets written in {:.0} s", args.secrets, filled.elapsed().as_secs_f64());
     let pid = world.server.process.pid();
-    let callers = Callers::start(&world, args.callers);
+    let operator = world.operator();
+    let quiet = Duration::from_secs(args.quiet_secs);
     let mut phases = Vec::new();
 
-    let quiet = Duration::from_secs(args.quiet_secs);
-    phases.push(
-        phase("quiet", pid, &callers, async {
-            tokio::time::sleep(quiet).await;
-            0
-        })
-        .await,
-    );
-    phases.push(
-        phase("rewrap", pid, &callers, async {
-            let request =
-                RotateKeyRequest { keyspace: "payments".into(), no_wait: true, ..Default::default() };
-            world.operator().keys().rotate_key(request).await.expect("the key turns");
-            until_done(&world.operator()).await
-        })
-        .await,
-    );
-    phases.push(
-        phase("re-encryption", pid, &callers, async {
-            let request = CompromiseKeyRequest { keyspace: "payments".into(), version: 0 };
-            world.operator().keys().compromise_key(request).await.expect("the key is declared compromised");
-            until_done(&world.operator()).await
-        })
-        .await,
-    );
-    phases.push(
-        phase("quiet again", pid, &callers, async {
-            tokio::time::sleep(quiet).await;
-            0
-        })
-        .await,
-    );
+    let nobody = Callers::start(&world, 0);
+    let damaged = format!("payments/s{}", args.secrets / 2);
+    flip_a_byte(&world, &damaged);
+    phases.push(phase("rewrap, nobody asks", pid, &nobody, rotate(&operator)).await);
+    only_that_is_in_quarantine(&operator, &damaged).await;
+    flip_a_byte(&world, &damaged);
+    let request = RetryQuarantineRequest { keyspace: "payments".into() };
+    operator.keys().retry_quarantine(request).await.expect("quarantine can be tried again");
+    until_done(&operator).await;
+    phases.push(phase("re-encryption, nobody asks", pid, &nobody, compromise(&operator)).await);
+
+    let callers = Callers::start(&world, args.callers);
+    phases.push(phase("quiet", pid, &callers, nothing_for(quiet)).await);
+    phases.push(phase("rewrap", pid, &callers, rotate(&operator)).await);
+    phases.push(phase("re-encryption", pid, &callers, compromise(&operator)).await);
+    phases.push(phase("quiet again", pid, &callers, nothing_for(quiet)).await);
     callers.stop().await;
     report(args, &phases, peak_mib(pid), out);
     ExitCode::SUCCESS
+}
+
+async fn nothing_for(time: Duration) -> u64 {
+    tokio::time::sleep(time).await;
+    0
+}
+
+async fn rotate(operator: &Client) -> u64 {
+    let request = RotateKeyRequest { keyspace: "payments".into(), no_wait: true, ..Default::default() };
+    operator.keys().rotate_key(request).await.expect("the key turns");
+    until_done(operator).await
+}
+
+async fn compromise(operator: &Client) -> u64 {
+    let request = CompromiseKeyRequest { keyspace: "payments".into(), version: 0 };
+    operator.keys().compromise_key(request).await.expect("the key is declared compromised");
+    until_done(operator).await
 }
 
 /// Until nothing is left to move. Gives how much was.
@@ -131,6 +135,25 @@ async fn status(operator: &Client) -> KeysetStatus {
     let request = GetKeyStatusRequest { keyspace: "payments".into() };
     let answer = operator.keys().get_key_status(request).await.expect("the status can be read").into_inner();
     answer.keysets.into_iter().next().expect("the keyspace has a key")
+}
+
+/// As a bad disk would; a second time undoes it.
+fn flip_a_byte(world: &World, path: &str) {
+    world.database.sql(&format!(
+        "ALTER TABLE deks DISABLE TRIGGER USER;
+         UPDATE deks SET wrapped = set_byte(wrapped, 130, 255 - get_byte(wrapped, 130))
+             WHERE secret_id = (SELECT id FROM secrets WHERE path = '{path}');
+         ALTER TABLE deks ENABLE TRIGGER USER"
+    ));
+}
+
+async fn only_that_is_in_quarantine(operator: &Client, path: &str) {
+    let request = ListQuarantineRequest { keyspace: "payments".into() };
+    let listed =
+        operator.keys().list_quarantine(request).await.expect("quarantine can be listed").into_inner();
+    let listed: Vec<_> = listed.deks.iter().map(|dek| &*dek.path).collect();
+    assert_eq!(listed, [path], "the damaged data key alone is in quarantine");
+    println!("{path} was damaged: it alone is in quarantine");
 }
 
 async fn phase(name: &'static str, pid: u32, callers: &Callers, work: impl Future<Output = u64>) -> Phase {
@@ -240,7 +263,10 @@ fn status_mib(pid: u32, field: &str) -> f64 {
 
 fn report(args: &Args, phases: &[Phase], peak_mib: f64, out: &Path) {
     let per = |moved: u64, rate: f64| if moved == 0 { "-".into() } else { format!("{rate:.0}") };
-    let quiet_p99 = phases[0].issue_p99_millis;
+    let quiet_p99 =
+        phases.iter().find(|phase| phase.name == "quiet").map_or(f64::NAN, |phase| phase.issue_p99_millis);
+    let millis = |of: f64| if of.is_nan() { "-".into() } else { format!("{of:.1} ms") };
+    let ratio = |of: f64| if of.is_nan() { "-".into() } else { format!("{of:.2}") };
     let rows = phases.iter().map(|phase| {
         [
             phase.name.to_owned(),
@@ -248,9 +274,9 @@ fn report(args: &Args, phases: &[Phase], peak_mib: f64, out: &Path) {
             format!("{:.1} s", phase.seconds),
             per(phase.moved, phase.per_second),
             per(phase.moved, phase.per_cpu_second),
-            format!("{:.1} ms", phase.issue_p50_millis),
-            format!("{:.1} ms", phase.issue_p99_millis),
-            format!("{:.2}", phase.issue_p99_millis / quiet_p99),
+            millis(phase.issue_p50_millis),
+            millis(phase.issue_p99_millis),
+            ratio(phase.issue_p99_millis / quiet_p99),
             format!("{:.0} MiB", phase.resident_mib),
         ]
     });

@@ -247,20 +247,20 @@ fn keyset<'a>(keyspace: &'a str, purpose: &'a str) -> Result<WantedKeyset<'a>, E
     Ok(WantedKeyset { keyspace: bounded("keyspace", keyspace)?, purpose: bounded("purpose", purpose)? })
 }
 
-fn key(row: KekSummary) -> Key {
+fn key(KekSummary { keyspace, wrapped_deks, kek }: KekSummary) -> Key {
     Key {
-        keyspace: row.keyspace,
-        purpose: row.purpose,
-        version: version(row.version),
-        state: row.state,
-        id: row.id.to_string(),
-        created_at: Some(timestamp(row.created_at)),
-        activated_at: row.activated_at.map(timestamp),
-        deactivated_at: row.deactivated_at.map(timestamp),
-        compromised_at: row.compromised_at.map(timestamp),
-        destroy_at: row.destroy_at.map(timestamp),
-        destroyed_at: row.destroyed_at.map(timestamp),
-        wrapped_deks: u64::try_from(row.wrapped_deks).unwrap_or_default(),
+        keyspace,
+        purpose: kek.purpose.to_string(),
+        version: kek.version,
+        state: kek.state.as_str().to_owned(),
+        id: kek.id.to_string(),
+        created_at: Some(timestamp(kek.created_at)),
+        activated_at: kek.activated_at.map(timestamp),
+        deactivated_at: kek.deactivated_at.map(timestamp),
+        compromised_at: kek.compromised_at.map(timestamp),
+        destroy_at: kek.destroy_at.map(timestamp),
+        destroyed_at: kek.destroyed_at.map(timestamp),
+        wrapped_deks: u64::try_from(wrapped_deks).unwrap_or_default(),
     }
 }
 

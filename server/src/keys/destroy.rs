@@ -30,7 +30,7 @@ use crate::{
     store::{
         Isolation,
         destruction_certificates::{self, StoredCertificate},
-        keks::{self, Doomed, KekRow},
+        keks::{self, KekRow, Material},
         key_references::{self, ForeignKey},
     },
 };
@@ -106,10 +106,10 @@ impl Broker {
 
     async fn look_before(&self, keyring: &Keyring, id: Uuid) -> Result<Option<Attempt>, Error> {
         let mut connection = self.store.connection().await?;
-        let Some(doomed) = keks::doomed(&mut connection, keyring.row_macs(), id, self.now()).await? else {
+        let Some(kek) = keks::doomed(&mut connection, keyring.row_macs(), id, self.now()).await? else {
             return Ok(Some(Attempt::NotDue));
         };
-        Ok(unneeded(&mut connection, &doomed.kek).await?.err().map(Attempt::Refused))
+        Ok(unneeded(&mut connection, &kek).await?.err().map(Attempt::Refused))
     }
 
     async fn destroy(&self, keyring: &Keyring, id: Uuid) -> Result<Attempt, Error> {
@@ -119,18 +119,19 @@ impl Broker {
             .tx("key.destroy", Isolation::Serializable, |mut tx| async move {
                 key_references::lock(&mut tx).await?;
                 let now = self.now();
-                let Some(doomed) = keks::doomed(&mut tx, keyring.row_macs(), id, now).await? else {
+                let Some(kek) = keks::doomed(&mut tx, keyring.row_macs(), id, now).await? else {
                     return tx.commit(Attempt::NotDue).await;
                 };
-                let checks = match proofs(&mut tx, &doomed.kek).await? {
+                let checks = match proofs(&mut tx, &kek).await? {
                     Ok(checks) => checks,
                     Err(why) => return tx.commit(Attempt::Refused(why)).await,
                 };
-                let certificate = certificate(keyring.installation(), &doomed, checks, now);
+                let material = keks::material(&mut tx, id).await?;
+                let certificate = certificate(keyring.installation(), &kek, &material, checks, now);
                 let signed = certificate.sign(&seed(signer), signer.key_ref.id).to_text();
-                keks::destroy(&mut tx, keyring.row_macs(), &doomed.kek, now).await?;
+                keks::destroy(&mut tx, keyring.row_macs(), &kek, now).await?;
                 let stored = StoredCertificate {
-                    keyspace: doomed.keyspace.clone().unwrap_or_default(),
+                    keyspace: material.keyspace.unwrap_or_default(),
                     purpose: certificate.purpose.clone(),
                     version: stored(certificate.version)?,
                     certificate: signed.clone(),
@@ -269,15 +270,15 @@ fn counted(found: &BTreeMap<String, i64>) -> String {
 
 fn certificate(
     installation: Uuid,
-    doomed: &Doomed,
+    kek: &KekRow,
+    material: &Material,
     checks: Vec<Check>,
     destroyed_at: OffsetDateTime,
 ) -> DestructionCertificate {
-    let kek = &doomed.kek;
     DestructionCertificate {
         v: VERSION,
         installation,
-        keyspace: doomed.keyspace.clone(),
+        keyspace: material.keyspace.clone(),
         keyspace_id: kek.keyspace_id,
         purpose: kek.purpose.to_string(),
         kek: kek.id,
@@ -285,11 +286,11 @@ fn certificate(
         created_at: kek.created_at,
         deactivated_at: kek.deactivated_at,
         destroyed_at,
-        wrapped_sha256: hex::encode(digest::digest(&digest::SHA256, &doomed.wrapped)),
+        wrapped_sha256: hex::encode(digest::digest(&digest::SHA256, &material.wrapped)),
         checks,
         does_not_reach: DOES_NOT_REACH.to_owned(),
-        requested_by: doomed.asked_by.clone(),
-        requested_at: doomed.asked_at,
+        requested_by: kek.destroy_asked_by.clone().unwrap_or_default(),
+        requested_at: kek.destroy_asked_at.unwrap_or(kek.created_at),
     }
 }
 

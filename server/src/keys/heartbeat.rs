@@ -209,17 +209,15 @@ impl Broker {
     /// # Errors
     /// `Conflict` while this server's clock does not agree with that of Postgres; `HeartbeatLost`.
     pub(crate) async fn agreed_now(&self) -> Result<OffsetDateTime, Error> {
-        let heartbeat = &self.worker.heartbeat;
-        heartbeat.may_encrypt().await?;
-        let now = self.now();
-        match heartbeat.skew(now) {
-            Some(skew) if skew.abs() <= SKEW_MAX => Ok(now),
-            _ => Err(Error::Conflict(
-                "this server's clock does not agree with that of Postgres, so no day can be set by it: set the \
-                 clock right, or ask another server"
-                    .into(),
-            )),
+        self.worker.heartbeat.may_encrypt().await?;
+        if self.is_clock_right() {
+            return Ok(self.now());
         }
+        Err(Error::Conflict(
+            "this server's clock does not agree with that of Postgres, so no day can be set by it: set the clock right, \
+             or ask another server"
+                .into(),
+        ))
     }
 
     /// Gives signs of life. Never ends.

@@ -7,8 +7,9 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Issues that took longer than this many times what they take in quiet times are slowed by the rewrap.
-const SLOWED_FACTOR: f64 = 2.0;
+/// Issues that took longer than this many times what they take in quiet times are slowed by the rewrap. The mean: the
+/// slowest hundredth, which is to stay below twice its quiet value, rises faster.
+const SLOWED_FACTOR: f64 = 1.5;
 /// An issue takes at least this long, as far as is cared: what is below cannot be told from chance.
 const QUIET_MIN: Duration = Duration::from_millis(2);
 /// Without an issue for this long, nobody waits.
@@ -17,11 +18,20 @@ const RECENT_MAX: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 /// The longest: a rewrap never stops fully.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
-/// Weight of the newest issue in the mean of the present, and in that of quiet times.
-const NOW_WEIGHT: f64 = 0.2;
-const QUIET_WEIGHT: f64 = 0.02;
+/// Weight of the newest issue in the mean of the present, and in that of quiet times. One slow issue among fifty is chance.
+const NOW_WEIGHT: f64 = 0.02;
+const QUIET_WEIGHT: f64 = 0.005;
 
-/// Tells workers when to go on.
+/// Most rows of one batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowsMax {
+    /// While nobody waits: enough to share a commit, few enough to hold row locks only for a moment.
+    pub(crate) alone: i64,
+    /// While pods wait for their secrets, who lose a processor to it for as long: some milliseconds.
+    pub(crate) shared: i64,
+}
+
+/// Tells workers when to go on, and how far.
 pub(crate) struct Pace {
     /// DEKs a second; absent: as many as can be.
     per_second: Option<f64>,
@@ -63,13 +73,19 @@ impl Pace {
     }
 
     /// Waits until the next batch may begin, and marks it as in work until what is returned is dropped.
-    pub(crate) async fn batch(&self) -> BatchInWork<'_> {
+    pub(crate) async fn batch(&self, rows_max: RowsMax) -> BatchInWork<'_> {
         let ready_at = self.locked().ready_at;
         if let Some(ready_at) = ready_at {
             tokio::time::sleep_until(ready_at).await;
         }
-        self.locked().batches += 1;
-        BatchInWork(self)
+        let start = Instant::now();
+        let mut state = self.locked();
+        state.batches += 1;
+        let rows_max = match state.issues.are_slowed(start) {
+            None => rows_max.alone,
+            Some(_) => rows_max.shared,
+        };
+        BatchInWork { pace: self, start, rows_max }
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, State> {
@@ -78,10 +94,11 @@ impl Pace {
 }
 
 impl State {
-    fn after(&mut self, deks: u64, per_second: Option<f64>, now: Instant) -> Instant {
+    /// When the next batch may begin, after one that took so long. While somebody waits, half of the time is theirs.
+    fn after(&mut self, deks: u64, took: Duration, per_second: Option<f64>, now: Instant) -> Instant {
         self.pause = match self.issues.are_slowed(now) {
-            Some(true) => (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX),
-            Some(false) => self.pause / 2,
+            Some(true) => (self.pause * 2).max(took).clamp(PAUSE_MIN, PAUSE_MAX),
+            Some(false) => (self.pause / 2).max(took).min(PAUSE_MAX),
             None => Duration::ZERO,
         };
         let allowed = per_second.map(|rate| {
@@ -138,19 +155,29 @@ impl Drop for IssueInWork<'_> {
 }
 
 /// A batch that is being worked on.
-pub(crate) struct BatchInWork<'a>(&'a Pace);
+pub(crate) struct BatchInWork<'a> {
+    pace: &'a Pace,
+    start: Instant,
+    rows_max: i64,
+}
 
 impl BatchInWork<'_> {
+    /// How many rows it may have.
+    pub(crate) fn rows_max(&self) -> i64 {
+        self.rows_max
+    }
+
     /// Notes how many DEKs it moved, which says when the next may begin.
     pub(crate) fn done(self, deks: u64) {
-        let mut state = self.0.locked();
-        state.ready_at = Some(state.after(deks, self.0.per_second, Instant::now()));
+        let (now, mut state) = (Instant::now(), self.pace.locked());
+        let took = now - self.start;
+        state.ready_at = Some(state.after(deks, took, self.pace.per_second, now));
     }
 }
 
 impl Drop for BatchInWork<'_> {
     fn drop(&mut self) {
-        self.0.locked().batches -= 1;
+        self.pace.locked().batches -= 1;
     }
 }
 
@@ -159,13 +186,14 @@ mod tests {
     use super::*;
 
     const MILLI: Duration = Duration::from_millis(1);
+    const ROWS: RowsMax = RowsMax { alone: 500, shared: 50 };
 
     fn with_issues(quiet: Duration, present: Duration, now: Instant) -> State {
         let mut state = State::default();
-        for _ in 0..50 {
+        for _ in 0..200 {
             state.issues.note(quiet, true, now);
         }
-        for _ in 0..50 {
+        for _ in 0..200 {
             state.issues.note(present, false, now);
         }
         state
@@ -175,14 +203,14 @@ mod tests {
     fn without_issues_only_the_rate_bounds_a_rewrap() {
         let now = Instant::now();
         let mut unbounded = State::default();
-        assert_eq!(unbounded.after(500, None, now), now);
+        assert_eq!(unbounded.after(500, Duration::ZERO, None, now), now);
         let mut bounded = State::default();
         // A batch that took no time at all is followed by the time that it may take.
-        let first = bounded.after(500, Some(1000.0), now);
+        let first = bounded.after(500, Duration::ZERO, Some(1000.0), now);
         assert_eq!(first - now, Duration::ZERO, "what was not used before the first batch counts for it");
-        let second = bounded.after(500, Some(1000.0), now);
+        let second = bounded.after(500, Duration::ZERO, Some(1000.0), now);
         assert_eq!(second - now, 500 * MILLI);
-        let third = bounded.after(500, Some(1000.0), second);
+        let third = bounded.after(500, Duration::ZERO, Some(1000.0), second);
         assert_eq!(third - now, 1000 * MILLI);
     }
 
@@ -190,21 +218,23 @@ mod tests {
     fn time_that_was_not_used_is_not_saved_up() {
         let now = Instant::now();
         let mut state = State::default();
-        state.after(500, Some(1000.0), now);
+        state.after(500, Duration::ZERO, Some(1000.0), now);
         let later = now + Duration::from_secs(3600);
-        assert_eq!(state.after(500, Some(1000.0), later), later);
-        assert_eq!(state.after(500, Some(1000.0), later) - later, 500 * MILLI);
+        assert_eq!(state.after(500, Duration::ZERO, Some(1000.0), later), later);
+        assert_eq!(state.after(500, Duration::ZERO, Some(1000.0), later) - later, 500 * MILLI);
     }
 
     #[test]
     fn issues_that_are_slowed_double_the_pause_up_to_a_bound_and_quiet_ones_halve_it() {
         let now = Instant::now();
         let mut state = with_issues(4 * MILLI, 40 * MILLI, now);
-        let pauses: Vec<_> = (0..9).map(|_| state.after(500, None, now) - now).collect();
+        let pauses: Vec<_> = (0..9).map(|_| state.after(500, Duration::ZERO, None, now) - now).collect();
         assert_eq!(pauses[..3], [5 * MILLI, 10 * MILLI, 20 * MILLI]);
         assert_eq!(pauses[8], PAUSE_MAX, "it never stops fully");
         let mut calm = State { pause: PAUSE_MAX, ..with_issues(4 * MILLI, 5 * MILLI, now) };
-        assert_eq!(calm.after(500, None, now) - now, PAUSE_MAX / 2);
+        assert_eq!(calm.after(500, Duration::ZERO, None, now) - now, PAUSE_MAX / 2);
+        calm.pause = Duration::ZERO;
+        assert_eq!(calm.after(500, 7 * MILLI, None, now) - now, 7 * MILLI, "half of the time is theirs");
     }
 
     #[test]
@@ -212,19 +242,27 @@ mod tests {
         let then = Instant::now();
         let mut state = with_issues(4 * MILLI, 40 * MILLI, then);
         let now = then + 2 * RECENT_MAX;
-        assert_eq!(state.after(500, None, now), now);
+        assert_eq!(state.after(500, Duration::ZERO, None, now), now);
         state.issues.in_work = 1;
-        assert!(state.after(500, None, now) > now, "one that is still in work counts");
+        assert!(state.after(500, Duration::ZERO, None, now) > now, "one that is still in work counts");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_somebody_waits_a_batch_is_small() {
+        let pace = Pace::new(0);
+        assert_eq!(pace.batch(ROWS).await.rows_max(), 500);
+        let _issue = pace.issue();
+        assert_eq!(pace.batch(ROWS).await.rows_max(), 50);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_next_batch_waits_and_not_the_one_that_is_done() {
         let (pace, start) = (Pace::new(1000), Instant::now());
         for _ in 0..3 {
-            pace.batch().await.done(500);
+            pace.batch(ROWS).await.done(500);
         }
         assert_eq!(Instant::now() - start, 500 * MILLI, "the first counts for the time before it");
-        pace.batch().await.done(0);
+        pace.batch(ROWS).await.done(0);
         assert_eq!(Instant::now() - start, 1000 * MILLI);
         assert_eq!(pace.locked().batches, 0);
     }
@@ -235,7 +273,7 @@ mod tests {
         drop(pace.issue());
         let quiet = pace.locked().issues.quiet_secs;
         assert!(quiet.is_some());
-        let _batch = pace.batch().await;
+        let _batch = pace.batch(ROWS).await;
         drop(pace.issue());
         assert_eq!(pace.locked().issues.quiet_secs, quiet);
         assert_eq!(pace.locked().issues.in_work, 0);

@@ -12,18 +12,19 @@ use crate::{
     error::Error,
     keys::{
         keyring::{Kek, Keyring, number},
+        pace::RowsMax,
         quarantine::Failed,
     },
     store::{
-        Isolation, Tx,
+        Isolation, Tx, deks,
         exposure::{self, Claimed, Compromised, Pending, Reached, Remade},
         keks::{self, WrappedKek},
         secret_versions::{self, StoredVersion, VersionState},
     },
 };
 
-/// Versions in one transaction: enough to share a commit and an entry, few enough to hold row locks only for a moment.
-const BATCH_MAX: i64 = 500;
+/// Versions in one transaction.
+const ROWS_MAX: RowsMax = RowsMax { alone: 500, shared: 50 };
 /// Bytes of payloads in one transaction, unless the first alone has more: they are held in memory twice.
 const BATCH_BYTES_MAX: i64 = 8 * 1024 * 1024;
 
@@ -64,8 +65,8 @@ impl Broker {
 
     async fn reencrypt_paced(&self, keyring: &Arc<Keyring>, keyspace: &Pending) -> Result<Batch, Error> {
         self.worker.heartbeat.may_encrypt().await?;
-        let in_work = self.worker.pace.batch().await;
-        let batch = self.reencrypt_batch(keyring, keyspace).await?;
+        let in_work = self.worker.pace.batch(ROWS_MAX).await;
+        let batch = self.reencrypt_batch(keyring, keyspace, in_work.rows_max()).await?;
         in_work.done(batch.payloads + batch.quarantined);
         Ok(batch)
     }
@@ -98,7 +99,12 @@ impl Broker {
         Ok(versions)
     }
 
-    async fn reencrypt_batch(&self, keyring: &Arc<Keyring>, keyspace: &Pending) -> Result<Batch, Error> {
+    async fn reencrypt_batch(
+        &self,
+        keyring: &Arc<Keyring>,
+        keyspace: &Pending,
+        rows_max: i64,
+    ) -> Result<Batch, Error> {
         let batch = self
             .store
             .tx("key.reencrypt", ISOLATION, |mut tx| async move {
@@ -106,8 +112,9 @@ impl Broker {
                 else {
                     return tx.commit(Batch::default()).await;
                 };
+                deks::walk_indexes(&mut tx).await?;
                 let claimed =
-                    exposure::claim(&mut tx, keyspace.keyspace_id, compromised.version, BATCH_MAX).await?;
+                    exposure::claim(&mut tx, keyspace.keyspace_id, compromised.version, rows_max).await?;
                 let done = self.reencrypt(&mut tx, keyring, &compromised, &within_bounds(&claimed)).await?;
                 let quarantined = done.failed.len() as u64;
                 self.quarantine(&mut tx, &keyspace.keyspace, done.failed).await?;

@@ -13,6 +13,7 @@ use crate::{
     error::Error,
     keys::{
         keyring::{Kek, Keyring, number, stored},
+        pace::RowsMax,
         quarantine::Failed,
         turn::STEP,
     },
@@ -24,8 +25,8 @@ use crate::{
     },
 };
 
-/// DEKs moved in one transaction: enough to share a commit, few enough to hold row locks only for milliseconds.
-const BATCH_MAX: i64 = 500;
+/// DEKs moved in one transaction.
+const ROWS_MAX: RowsMax = RowsMax { alone: 500, shared: 150 };
 
 const BATCH: Isolation = Isolation::ReadCommitted {
     because: "the batch's rows are locked as they are read, and a trigger refuses a KEK that is not active",
@@ -59,11 +60,12 @@ impl Broker {
 
     async fn rewrap_batch(&self, keyring: &Arc<Keyring>, leftover: &Leftover) -> Result<Batch, Error> {
         self.worker.heartbeat.may_encrypt().await?;
-        let in_work = self.worker.pace.batch().await;
+        let in_work = self.worker.pace.batch(ROWS_MAX).await;
+        let rows_max = in_work.rows_max();
         let batch = self
             .store
             .tx("key.rewrap", BATCH, |mut tx| async move {
-                let batch = self.move_batch(&mut tx, keyring, leftover).await?;
+                let batch = self.move_batch(&mut tx, keyring, leftover, rows_max).await?;
                 tx.commit(batch).await
             })
             .await?;
@@ -77,12 +79,13 @@ impl Broker {
         tx: &mut Tx,
         keyring: &Arc<Keyring>,
         leftover: &Leftover,
+        rows_max: i64,
     ) -> Result<Batch, Error> {
         let target = keks::active(tx, keyring.row_macs(), leftover.keyspace_id).await?.ok_or_else(|| {
             Error::Corrupt(format!("keks: no active key of keyspace {}", leftover.keyspace))
         })?;
         deks::walk_indexes(tx).await?;
-        let claimed = deks::claim(tx, leftover.keyspace_id, leftover.from_version, BATCH_MAX).await?;
+        let claimed = deks::claim(tx, leftover.keyspace_id, leftover.from_version, rows_max).await?;
         let Some(first) = claimed.first() else { return Ok(Batch::default()) };
         let from_kek = first.kek_id;
         // Both keys are opened once for the batch. When one does not open, that is no fault of the DEKs.

@@ -120,9 +120,11 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Vec<Pending>, Erro
            FROM (SELECT keyspace_id, max(version) AS version FROM keks
                  WHERE purpose = 'data' AND compromised_at IS NOT NULL GROUP BY keyspace_id) AS k
            JOIN objects o ON o.id = k.keyspace_id
-           WHERE EXISTS (SELECT 1 FROM deks d
-                         WHERE d.keyspace_id = k.keyspace_id AND d.born_kek_version <= k.version
-                           AND NOT EXISTS (SELECT 1 FROM quarantined_deks q WHERE q.dek_id = d.id))
+           CROSS JOIN LATERAL (
+               SELECT d.id FROM deks d WHERE d.keyspace_id = k.keyspace_id AND d.born_kek_version <= k.version
+                   AND NOT EXISTS (SELECT 1 FROM quarantined_deks q WHERE q.dek_id = d.id)
+               -- One step into an index: the planner would rather read all that it believes to be there.
+               ORDER BY d.born_kek_version LIMIT 1) AS first
            ORDER BY o.name"#
     )
     .fetch_all(connection)
@@ -154,7 +156,7 @@ pub async fn claim(
            FROM deks d JOIN secret_versions v ON v.secret_id = d.secret_id AND v.version = d.version
            WHERE d.keyspace_id = $1 AND d.born_kek_version <= $2 AND v.payload IS NOT NULL
              AND NOT EXISTS (SELECT 1 FROM quarantined_deks q WHERE q.dek_id = d.id)
-           LIMIT $3 FOR UPDATE OF d, v SKIP LOCKED"#,
+           ORDER BY d.born_kek_version LIMIT $3 FOR UPDATE OF d, v SKIP LOCKED"#,
         keyspace_id,
         version,
         limit

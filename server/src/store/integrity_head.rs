@@ -100,9 +100,11 @@ impl Row {
 pub async fn find(connection: &mut PgConnection, macs: &RowMacs) -> Result<Standing, Error> {
     sqlx::query_as!(
         Row,
-        "SELECT generation, declared_digest, keys_digest, secrets_sum, used_plans, audit_index, mac,
-                a.size AS audit_size, o.revision
-         FROM integrity_head, audit_head a, object_revision o"
+        // No join of the three: for tables that were never analysed the planner expects thousands of rows of each, and
+        // compiles the statement anew each time.
+        r#"SELECT generation, declared_digest, keys_digest, secrets_sum, used_plans, audit_index, mac,
+                  (SELECT size FROM audit_head) AS "audit_size!", (SELECT revision FROM object_revision) AS "revision!"
+           FROM integrity_head"#
     )
     .fetch_optional(connection)
     .await?

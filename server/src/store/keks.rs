@@ -1,6 +1,6 @@
 //! Table `keks`: key-encryption keys.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::TryStreamExt as _;
 use keyfold_core::{
@@ -14,11 +14,15 @@ use uuid::Uuid;
 use crate::{
     error::Error,
     integrity::{
-        Macs, RowChange,
+        Macs,
         row_macs::{Guarded, RowMacs},
     },
     keys::keyring::number,
-    store::Tx,
+};
+
+pub use writes::{
+    Doom, activate, cancel_destruction, compromise, deactivate, delete_all, destroy, hold_writers,
+    insert_active, insert_pre_active, move_under, remac, schedule_destruction,
 };
 
 /// The purposes of the installation's own keys.
@@ -103,6 +107,47 @@ macro_rules! state_of {
     };
 }
 
+/// Rows with their material, by what stands after FROM.
+macro_rules! wrapped {
+    ($rest:literal $(, $argument:expr)*) => {
+        sqlx::query_as!(
+            WrappedKek,
+            r#"SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at,
+                      deactivated_at, destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, rwk_id,
+                      wrapped AS "wrapped!", mac
+               FROM keks "# + $rest $(, $argument)*
+        )
+    };
+}
+
+/// Rows without it; `with leftovers` looks whether they still wrap something.
+macro_rules! rows {
+    (with leftovers, $rest:literal $(, $argument:expr)*) => {
+        sqlx::query_as!(
+            Row,
+            r#"SELECT id, keyspace_id, purpose, version, state, created_at, activated_at, deactivated_at,
+                      compromised_at, destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at,
+                      state IN ('deactivated', 'compromised') AND (
+                          SELECT d.id FROM deks d WHERE d.keyspace_id = keks.keyspace_id AND d.kek_version = keks.version
+                          ORDER BY d.id LIMIT 1
+                      ) IS NOT NULL AS "wraps_leftovers!", generation, mac
+               FROM keks "# + $rest $(, $argument)*
+        )
+    };
+    ($rest:literal $(, $argument:expr)*) => {
+        sqlx::query_as!(
+            Row,
+            r#"SELECT id, keyspace_id, purpose, version, state, created_at, activated_at, deactivated_at,
+                      compromised_at, destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at,
+                      false AS "wraps_leftovers!", generation, mac
+               FROM keks "# + $rest $(, $argument)*
+        )
+    };
+}
+
+// After the macros, which it uses.
+mod writes;
+
 impl Guarded for State<'_> {
     const TABLE: &'static str = "keks";
 
@@ -184,30 +229,12 @@ impl Guarded for WrappedKek {
 
 /// A KEK as operators see it.
 pub struct KekSummary {
-    /// Its keyspace's name.
+    /// Its keyspace's name; empty for a key of the installation.
     pub keyspace: String,
-    /// What it wraps.
-    pub purpose: String,
-    /// Counts up from 1.
-    pub version: i32,
-    /// Its state, as `keyfold_core::key` names it.
-    pub state: String,
-    /// Names it in blob headers.
-    pub id: Uuid,
-    /// When it was made.
-    pub created_at: OffsetDateTime,
-    /// When it began to wrap.
-    pub activated_at: Option<OffsetDateTime>,
-    /// When it stopped wrapping.
-    pub deactivated_at: Option<OffsetDateTime>,
-    /// When somebody declared it compromised.
-    pub compromised_at: Option<OffsetDateTime>,
-    /// When it is to be destroyed, or was to be.
-    pub destroy_at: Option<OffsetDateTime>,
-    /// When its material was removed.
-    pub destroyed_at: Option<OffsetDateTime>,
     /// DEKs that it wraps now.
     pub wrapped_deks: i64,
+    /// The KEK.
+    pub kek: KekRow,
 }
 
 /// The keyspace's active KEK.
@@ -219,12 +246,8 @@ pub async fn active(
     macs: &RowMacs,
     keyspace_id: Uuid,
 ) -> Result<Option<WrappedKek>, Error> {
-    sqlx::query_as!(
-        WrappedKek,
-        r#"SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at, deactivated_at,
-                  destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, rwk_id, wrapped AS "wrapped!", mac
-           FROM keks
-           WHERE keyspace_id = $1 AND purpose = $2 AND state = 'active'"#,
+    wrapped!(
+        "WHERE keyspace_id = $1 AND purpose = $2 AND state = 'active'",
         keyspace_id,
         Purpose::Data.as_str()
     )
@@ -243,18 +266,11 @@ pub async fn find(
     macs: &RowMacs,
     id: Uuid,
 ) -> Result<Option<WrappedKek>, Error> {
-    sqlx::query_as!(
-        WrappedKek,
-        r#"SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at, deactivated_at,
-                  destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, rwk_id, wrapped AS "wrapped!", mac
-           FROM keks
-           WHERE id = $1 AND state <> 'destroyed'"#,
-        id
-    )
-    .fetch_optional(connection)
-    .await?
-    .map(|kek| kek.checked(macs))
-    .transpose()
+    wrapped!("WHERE id = $1 AND state <> 'destroyed'", id)
+        .fetch_optional(connection)
+        .await?
+        .map(|kek| kek.checked(macs))
+        .transpose()
 }
 
 /// The installation's own keys, all versions that may be used, or may be soon. `Keyring::load_system` checks their MACs.
@@ -262,14 +278,7 @@ pub async fn find(
 /// # Errors
 /// Those of Postgres.
 pub async fn system(connection: &mut PgConnection) -> Result<Vec<WrappedKek>, Error> {
-    Ok(sqlx::query_as!(
-        WrappedKek,
-        r#"SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at, deactivated_at,
-                  destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, rwk_id, wrapped AS "wrapped!", mac
-           FROM keks
-           WHERE keyspace_id IS NULL AND state IN ('pre-active', 'active', 'deactivated', 'compromised')
-           ORDER BY purpose, version"#
-    )
+    Ok(wrapped!("WHERE keyspace_id IS NULL AND state IN ('pre-active', 'active', 'deactivated', 'compromised') ORDER BY purpose, version")
     .fetch_all(connection)
     .await?)
 }
@@ -277,43 +286,32 @@ pub async fn system(connection: &mut PgConnection) -> Result<Vec<WrappedKek>, Er
 /// All KEKs of one keyspace, or of all: by keyspace and purpose, newest version first.
 ///
 /// # Errors
-/// Those of Postgres; `Integrity` when a row's MAC is wrong.
+/// Those of Postgres; `Corrupt`; `Integrity` when a row's MAC is wrong.
 pub async fn list(
     connection: &mut PgConnection,
     macs: &RowMacs,
     keyspace: Option<&str>,
 ) -> Result<Vec<KekSummary>, Error> {
-    let rows = sqlx::query!(
-        r#"SELECT COALESCE(o.name, '') AS "keyspace!", k.keyspace_id, k.purpose, k.version, k.state, k.id, k.created_at,
-                  k.activated_at, k.deactivated_at, k.compromised_at, k.destroy_at, k.destroy_asked_by, k.destroy_asked_at,
-                  k.destroyed_at, k.generation, k.mac,
+    let named = sqlx::query!(
+        r#"SELECT k.id, COALESCE(o.name, '') AS "keyspace!",
                   (SELECT count(*) FROM deks d WHERE d.kek_id = k.id) AS "wrapped_deks!"
            FROM keks k LEFT JOIN objects o ON o.id = k.keyspace_id
            WHERE $1::text IS NULL OR o.name = $1
-           ORDER BY 1, k.purpose, k.version DESC"#,
+           ORDER BY 2, k.purpose, k.version DESC"#,
         keyspace
     )
-    .fetch_all(connection)
+    .fetch_all(&mut *connection)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            macs.check(&state_of!(row), &row.mac)?;
-            Ok(KekSummary {
-                keyspace: row.keyspace,
-                purpose: row.purpose,
-                version: row.version,
-                state: row.state,
-                id: row.id,
-                created_at: row.created_at,
-                activated_at: row.activated_at,
-                deactivated_at: row.deactivated_at,
-                compromised_at: row.compromised_at,
-                destroy_at: row.destroy_at,
-                destroyed_at: row.destroyed_at,
-                wrapped_deks: row.wrapped_deks,
-            })
-        })
-        .collect()
+    let ids: Vec<Uuid> = named.iter().map(|row| row.id).collect();
+    let rows = rows!("WHERE id = ANY ($1)", &ids).fetch_all(connection).await?;
+    let keks = rows.into_iter().map(|row| row.checked(macs).map(|kek| (kek.id, kek)));
+    let mut keks = keks.collect::<Result<HashMap<_, _>, _>>()?;
+    // One that was removed between the two statements is not listed.
+    let summary = |kek, keyspace, wrapped_deks| KekSummary { keyspace, wrapped_deks, kek };
+    let found = named
+        .into_iter()
+        .filter_map(|row| Some(summary(keks.remove(&row.id)?, row.keyspace, row.wrapped_deks)));
+    Ok(found.collect())
 }
 
 /// Checks the MACs of all keys, destroyed ones too, and gives them.
@@ -321,12 +319,7 @@ pub async fn list(
 /// # Errors
 /// Those of Postgres; `Integrity` when a row's MAC is wrong.
 pub async fn check_all(connection: &mut PgConnection, macs: &RowMacs) -> Result<Macs, Error> {
-    let mut rows = sqlx::query!(
-        "SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at,
-                deactivated_at, destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, mac
-         FROM keks"
-    )
-    .fetch(connection);
+    let mut rows = rows!("").fetch(connection);
     let mut found = Macs::new();
     while let Some(row) = rows.try_next().await? {
         macs.check(&state_of!(row), &row.mac)?;
@@ -342,286 +335,6 @@ pub async fn check_all(connection: &mut PgConnection, macs: &RowMacs) -> Result<
 pub async fn macs(connection: &mut PgConnection) -> Result<Macs, Error> {
     let rows = sqlx::query!("SELECT id, mac FROM keks").fetch_all(connection).await?;
     Ok(rows.into_iter().map(|row| (row.id, row.mac)).collect())
-}
-
-/// Makes the MACs anew that an older row-mac key made. Gives their number.
-///
-/// # Errors
-/// Those of Postgres; `Integrity`.
-pub async fn remac(tx: &mut Tx, macs: &RowMacs) -> Result<u64, Error> {
-    let rows = sqlx::query!(
-        "SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at,
-                deactivated_at, destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, mac
-         FROM keks ORDER BY id FOR NO KEY UPDATE"
-    )
-    .fetch_all(&mut **tx)
-    .await?;
-    let (mut ids, mut remade) = (Vec::new(), Vec::new());
-    for row in &rows {
-        let Some(mac) = macs.reseal(&state_of!(row), &row.mac)? else { continue };
-        tx.changes().keys.push(RowChange::changed(row.id, &row.mac, &mac));
-        ids.push(row.id);
-        remade.push(mac);
-    }
-    let done = sqlx::query!(
-        "UPDATE keks SET mac = n.mac FROM UNNEST($1::uuid[], $2::bytea[]) AS n (id, mac) WHERE keks.id = n.id",
-        &ids,
-        &remade
-    )
-    .execute(&mut **tx)
-    .await?;
-    Ok(done.rows_affected())
-}
-
-/// Adds a KEK and makes it active. The one before it must be deactivated first.
-///
-/// # Errors
-/// Those of Postgres; a second active key breaks the partial unique index.
-pub async fn insert_active(
-    tx: &mut Tx,
-    macs: &RowMacs,
-    kek: &WrappedKek,
-    at: OffsetDateTime,
-) -> Result<(), Error> {
-    let mac = macs.seal(&State {
-        state: KeyState::Active.as_str(),
-        created_at: at,
-        activated_at: Some(at),
-        ..kek.as_state()
-    })?;
-    tx.changes().keys.push(RowChange::added(kek.id, &mac));
-    sqlx::query!(
-        "INSERT INTO keks (id, keyspace_id, purpose, version, state, generation, rwk_id, wrapped, created_at, activated_at, mac)
-         VALUES ($1, $2, $3, $4, 'active', $5, $6, $7, $8, $8, $9)",
-        kek.id,
-        kek.keyspace_id,
-        kek.purpose,
-        kek.version,
-        kek.generation,
-        kek.rwk_id,
-        kek.wrapped,
-        at,
-        mac
-    )
-    .execute(&mut **tx)
-    .await?;
-    Ok(())
-}
-
-/// Adds a KEK that is to be handed to every replica before it wraps.
-///
-/// # Errors
-/// Those of Postgres; a second pre-active key breaks the partial unique index.
-pub async fn insert_pre_active(
-    tx: &mut Tx,
-    macs: &RowMacs,
-    kek: &WrappedKek,
-    at: OffsetDateTime,
-) -> Result<(), Error> {
-    let mac = macs.seal(&State { state: KeyState::PreActive.as_str(), created_at: at, ..kek.as_state() })?;
-    tx.changes().keys.push(RowChange::added(kek.id, &mac));
-    sqlx::query!(
-        "INSERT INTO keks (id, keyspace_id, purpose, version, state, generation, rwk_id, wrapped, created_at, mac)
-         VALUES ($1, $2, $3, $4, 'pre-active', $5, $6, $7, $8, $9)",
-        kek.id,
-        kek.keyspace_id,
-        kek.purpose,
-        kek.version,
-        kek.generation,
-        kek.rwk_id,
-        kek.wrapped,
-        at,
-        mac
-    )
-    .execute(&mut **tx)
-    .await?;
-    Ok(())
-}
-
-/// Waits until no transaction that writes DEKs of the keyspace is open, and lets none begin until this one ends. The
-/// lock queues in order, so that nobody who writes all the time can hold it up.
-///
-/// # Errors
-/// Those of Postgres.
-pub async fn hold_writers(connection: &mut PgConnection, keyspace_id: Option<Uuid>) -> Result<(), Error> {
-    sqlx::query!("SELECT lock_keyset($1, true)", keyspace_id).execute(connection).await?;
-    Ok(())
-}
-
-/// Stops a KEK from wrapping; it still unwraps.
-///
-/// # Errors
-/// `Busy` when it is not as it was read; those of Postgres.
-pub async fn deactivate(tx: &mut Tx, macs: &RowMacs, kek: &KekRow, at: OffsetDateTime) -> Result<(), Error> {
-    let next = KekRow { state: KeyState::Deactivated, deactivated_at: Some(at), ..kek.clone() };
-    let mac = seal_next(tx, macs, kek, next)?;
-    let done = sqlx::query!(
-        "UPDATE keks SET state = 'deactivated', deactivated_at = $2, generation = generation + 1, mac = $3
-         WHERE id = $1 AND generation = $4",
-        kek.id,
-        at,
-        mac,
-        kek.generation
-    )
-    .execute(&mut **tx)
-    .await?;
-    expect_one(done.rows_affected())
-}
-
-/// Lets a pre-active KEK wrap. The one before it must have stopped.
-///
-/// # Errors
-/// `Busy` when it is not as it was read; those of Postgres: a second active key breaks the partial unique index.
-pub async fn activate(tx: &mut Tx, macs: &RowMacs, kek: &KekRow, at: OffsetDateTime) -> Result<(), Error> {
-    let next = KekRow { state: KeyState::Active, activated_at: Some(at), ..kek.clone() };
-    let mac = seal_next(tx, macs, kek, next)?;
-    let done = sqlx::query!(
-        "UPDATE keks SET state = 'active', activated_at = $2, generation = generation + 1, mac = $3
-         WHERE id = $1 AND generation = $4",
-        kek.id,
-        at,
-        mac,
-        kek.generation
-    )
-    .execute(&mut **tx)
-    .await?;
-    expect_one(done.rows_affected())
-}
-
-/// Declares a KEK compromised: it wraps no more, and opens what it wrapped only to be encrypted anew.
-///
-/// # Errors
-/// `Busy` when it is not as it was read; those of Postgres.
-pub async fn compromise(tx: &mut Tx, macs: &RowMacs, kek: &KekRow, at: OffsetDateTime) -> Result<(), Error> {
-    let next = KekRow {
-        state: KeyState::Compromised,
-        compromised_at: Some(at),
-        deactivated_at: kek.deactivated_at.or(Some(at)),
-        ..kek.clone()
-    };
-    let mac = seal_next(tx, macs, kek, next)?;
-    let done = sqlx::query!(
-        "UPDATE keks SET state = 'compromised', compromised_at = $2, deactivated_at = COALESCE(deactivated_at, $2),
-                generation = generation + 1, mac = $3
-         WHERE id = $1 AND generation = $4",
-        kek.id,
-        at,
-        mac,
-        kek.generation
-    )
-    .execute(&mut **tx)
-    .await?;
-    expect_one(done.rows_affected())
-}
-
-/// A destruction that is to be scheduled.
-pub struct Doom<'a> {
-    /// When it is due.
-    pub destroy_at: OffsetDateTime,
-    /// Who wants it: an operator, or the schedule.
-    pub asked_by: &'a str,
-    /// When they said so.
-    pub asked_at: OffsetDateTime,
-}
-
-/// Schedules a KEK's destruction; it opens nothing from now on.
-///
-/// # Errors
-/// `Busy` when it is not as it was read; those of Postgres.
-pub async fn schedule_destruction(
-    tx: &mut Tx,
-    macs: &RowMacs,
-    kek: &KekRow,
-    doom: &Doom<'_>,
-) -> Result<(), Error> {
-    let next = KekRow {
-        state: KeyState::DestroyScheduled,
-        destroy_at: Some(doom.destroy_at),
-        destroy_asked_by: Some(doom.asked_by.to_owned()),
-        destroy_asked_at: Some(doom.asked_at),
-        ..kek.clone()
-    };
-    let mac = seal_next(tx, macs, kek, next)?;
-    let done = sqlx::query!(
-        "UPDATE keks SET state = 'destroy-scheduled', destroy_at = $2, destroy_asked_by = $3, destroy_asked_at = $4,
-                generation = generation + 1, mac = $5
-         WHERE id = $1 AND generation = $6",
-        kek.id,
-        doom.destroy_at,
-        doom.asked_by,
-        doom.asked_at,
-        mac,
-        kek.generation
-    )
-    .execute(&mut **tx)
-    .await?;
-    expect_one(done.rows_affected())
-}
-
-/// Calls a KEK's destruction off; it is again what it was.
-///
-/// # Errors
-/// `Busy` when it is not as it was read; those of Postgres.
-pub async fn cancel_destruction(
-    tx: &mut Tx,
-    macs: &RowMacs,
-    kek: &KekRow,
-    to: Restored,
-) -> Result<(), Error> {
-    let next = KekRow {
-        state: to.into(),
-        destroy_at: None,
-        destroy_asked_by: None,
-        destroy_asked_at: None,
-        ..kek.clone()
-    };
-    let mac = seal_next(tx, macs, kek, next)?;
-    let done = sqlx::query!(
-        "UPDATE keks SET state = $2, destroy_at = NULL, destroy_asked_by = NULL, destroy_asked_at = NULL,
-                generation = generation + 1, mac = $3
-         WHERE id = $1 AND generation = $4",
-        kek.id,
-        KeyState::from(to).as_str(),
-        mac,
-        kek.generation
-    )
-    .execute(&mut **tx)
-    .await?;
-    expect_one(done.rows_affected())
-}
-
-/// Removes a KEK's material. A trigger refuses it while any row refers to the KEK.
-///
-/// # Errors
-/// `Busy` when it is not as it was read; those of Postgres.
-pub async fn destroy(tx: &mut Tx, macs: &RowMacs, kek: &KekRow, at: OffsetDateTime) -> Result<(), Error> {
-    let next = KekRow { state: KeyState::Destroyed, destroyed_at: Some(at), ..kek.clone() };
-    let mac = seal_next(tx, macs, kek, next)?;
-    let done = sqlx::query!(
-        "UPDATE keks SET state = 'destroyed', wrapped = NULL, destroyed_at = $2, generation = generation + 1, mac = $3
-         WHERE id = $1 AND generation = $4",
-        kek.id,
-        at,
-        mac,
-        kek.generation
-    )
-    .execute(&mut **tx)
-    .await?;
-    expect_one(done.rows_affected())
-}
-
-/// A KEK whose destruction is scheduled, with what its certificate states.
-pub struct Doomed {
-    /// The KEK.
-    pub kek: KekRow,
-    /// Its keyspace's name; absent for a key of the installation.
-    pub keyspace: Option<String>,
-    /// Its material.
-    pub wrapped: Vec<u8>,
-    /// Who wanted its destruction.
-    pub asked_by: String,
-    /// When they said so.
-    pub asked_at: OffsetDateTime,
 }
 
 /// KEKs whose destruction is due, longest due first.
@@ -649,47 +362,35 @@ pub async fn doomed(
     macs: &RowMacs,
     id: Uuid,
     now: OffsetDateTime,
-) -> Result<Option<Doomed>, Error> {
-    let Some(found) = sqlx::query!(
-        r#"SELECT k.keyspace_id, k.purpose, k.version, k.state, k.created_at, k.activated_at, k.deactivated_at,
-                  k.compromised_at, k.destroy_at, k.destroy_asked_by, k.destroy_asked_at, k.destroyed_at,
-                  k.generation, k.mac, k.wrapped AS "wrapped!", o.name AS "keyspace?"
-           FROM keks k LEFT JOIN objects o ON o.id = k.keyspace_id
-           WHERE k.id = $1 AND k.state = 'destroy-scheduled' AND k.destroy_at <= $2"#,
-        id,
-        now
+) -> Result<Option<KekRow>, Error> {
+    rows!("WHERE id = $1 AND state = 'destroy-scheduled' AND destroy_at <= $2", id, now)
+        .fetch_optional(connection)
+        .await?
+        .map(|row| row.checked(macs))
+        .transpose()
+}
+
+/// What a KEK's certificate of destruction states beside its row.
+pub struct Material {
+    /// The blob.
+    pub wrapped: Vec<u8>,
+    /// Its keyspace's name; absent for a key of the installation.
+    pub keyspace: Option<String>,
+}
+
+/// That of a KEK that is not destroyed.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn material(connection: &mut PgConnection, id: Uuid) -> Result<Material, Error> {
+    Ok(sqlx::query_as!(
+        Material,
+        r#"SELECT k.wrapped AS "wrapped!", o.name AS "keyspace?"
+           FROM keks k LEFT JOIN objects o ON o.id = k.keyspace_id WHERE k.id = $1"#,
+        id
     )
-    .fetch_optional(connection)
-    .await?
-    else {
-        return Ok(None);
-    };
-    let row = Row {
-        id,
-        keyspace_id: found.keyspace_id,
-        purpose: found.purpose,
-        version: found.version,
-        state: found.state,
-        created_at: found.created_at,
-        activated_at: found.activated_at,
-        deactivated_at: found.deactivated_at,
-        compromised_at: found.compromised_at,
-        destroy_at: found.destroy_at,
-        destroy_asked_by: found.destroy_asked_by,
-        destroy_asked_at: found.destroy_asked_at,
-        destroyed_at: found.destroyed_at,
-        wraps_leftovers: false,
-        generation: found.generation,
-        mac: found.mac,
-    };
-    let kek = row.checked(macs)?;
-    Ok(Some(Doomed {
-        keyspace: found.keyspace,
-        wrapped: found.wrapped,
-        asked_by: kek.destroy_asked_by.clone().unwrap_or_default(),
-        asked_at: kek.destroy_asked_at.unwrap_or(kek.created_at),
-        kek,
-    }))
+    .fetch_one(connection)
+    .await?)
 }
 
 /// The ids of all KEKs whose state lets them open something, or will.
@@ -703,17 +404,6 @@ pub async fn usable(connection: &mut PgConnection) -> Result<HashSet<Uuid>, Erro
     .fetch_all(connection)
     .await?;
     Ok(ids.into_iter().collect())
-}
-
-/// The MAC of the row's next generation, as `next` has it; the transaction is told.
-fn seal_next(tx: &mut Tx, macs: &RowMacs, kek: &KekRow, next: KekRow) -> Result<Vec<u8>, Error> {
-    let mac = macs.seal(&KekRow { generation: kek.generation + 1, ..next })?;
-    tx.changes().keys.push(RowChange::changed(kek.id, &kek.mac, &mac));
-    Ok(mac)
-}
-
-fn expect_one(rows: u64) -> Result<(), Error> {
-    if rows == 1 { Ok(()) } else { Err(Error::Busy) }
 }
 
 /// One version of a key, without its material.
@@ -842,18 +532,7 @@ impl Guarded for KekRow {
 /// # Errors
 /// Those of Postgres; `Corrupt`; `Integrity` when a row's MAC is wrong.
 pub async fn all(connection: &mut PgConnection, macs: &RowMacs) -> Result<Vec<KekRow>, Error> {
-    let rows = sqlx::query_as!(
-        Row,
-        r#"SELECT id, keyspace_id, purpose, version, state, created_at, activated_at, deactivated_at,
-                  compromised_at, destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at,
-                  state IN ('deactivated', 'compromised') AND (
-                      SELECT d.id FROM deks d WHERE d.keyspace_id = keks.keyspace_id AND d.kek_version = keks.version
-                      ORDER BY d.id LIMIT 1
-                  ) IS NOT NULL AS "wraps_leftovers!", generation, mac
-           FROM keks ORDER BY version"#
-    )
-    .fetch_all(connection)
-    .await?;
+    let rows = rows!(with leftovers, "ORDER BY version").fetch_all(connection).await?;
     rows.into_iter().map(|row| row.checked(macs)).collect()
 }
 
@@ -867,20 +546,7 @@ pub async fn of_keyset(
     keyspace_id: Option<Uuid>,
     purpose: Purpose,
 ) -> Result<Vec<KekRow>, Error> {
-    let rows = sqlx::query_as!(
-        Row,
-        r#"SELECT id, keyspace_id, purpose, version, state, created_at, activated_at, deactivated_at,
-                  compromised_at, destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at,
-                  state IN ('deactivated', 'compromised') AND (
-                      SELECT d.id FROM deks d WHERE d.keyspace_id = keks.keyspace_id AND d.kek_version = keks.version
-                      ORDER BY d.id LIMIT 1
-                  ) IS NOT NULL AS "wraps_leftovers!", generation, mac
-           FROM keks
-           WHERE purpose = $2 AND (keyspace_id = $1 OR ($1::uuid IS NULL AND keyspace_id IS NULL))
-           ORDER BY version"#,
-        keyspace_id,
-        purpose.as_str()
-    )
+    let rows = rows!(with leftovers, "WHERE purpose = $2 AND (keyspace_id = $1 OR ($1::uuid IS NULL AND keyspace_id IS NULL)) ORDER BY version", keyspace_id, purpose.as_str())
     .fetch_all(connection)
     .await?;
     rows.into_iter().map(|row| row.checked(macs)).collect()
@@ -899,15 +565,7 @@ pub fn keyset(keks: &[KekRow]) -> Result<Keyset, Error> {
 /// # Errors
 /// Those of Postgres.
 pub async fn in_use(connection: &mut PgConnection) -> Result<Vec<WrappedKek>, Error> {
-    Ok(sqlx::query_as!(
-        WrappedKek,
-        r#"SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at, deactivated_at,
-                  destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, rwk_id, wrapped AS "wrapped!", mac
-           FROM keks
-           WHERE state IN ('pre-active', 'active')"#
-    )
-    .fetch_all(connection)
-    .await?)
+    Ok(wrapped!("WHERE state IN ('pre-active', 'active')").fetch_all(connection).await?)
 }
 
 /// A key that is being handed to the replicas.
@@ -933,31 +591,12 @@ pub async fn pre_active(connection: &mut PgConnection) -> Result<Vec<PreActive>,
     .await?)
 }
 
-/// Removes all KEKs of a keyspace. A DEK under one of them stops it.
-///
-/// # Errors
-/// Those of Postgres.
-pub async fn delete_all(tx: &mut Tx, keyspace_id: Uuid) -> Result<(), Error> {
-    let rows = sqlx::query!("DELETE FROM keks WHERE keyspace_id = $1 RETURNING id, mac", keyspace_id)
-        .fetch_all(&mut **tx)
-        .await?;
-    tx.changes().keys.extend(rows.iter().map(|row| RowChange::removed(row.id, &row.mac)));
-    Ok(())
-}
-
 /// All KEKs that have material, by id.
 ///
 /// # Errors
 /// Those of Postgres.
 pub async fn wrapped(connection: &mut PgConnection) -> Result<Vec<WrappedKek>, Error> {
-    Ok(sqlx::query_as!(
-        WrappedKek,
-        r#"SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at, deactivated_at,
-                  destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, rwk_id, wrapped AS "wrapped!", mac
-           FROM keks WHERE wrapped IS NOT NULL ORDER BY id"#
-    )
-    .fetch_all(connection)
-    .await?)
+    Ok(wrapped!("WHERE wrapped IS NOT NULL ORDER BY id").fetch_all(connection).await?)
 }
 
 /// The same, locked.
@@ -965,38 +604,7 @@ pub async fn wrapped(connection: &mut PgConnection) -> Result<Vec<WrappedKek>, E
 /// # Errors
 /// Those of Postgres.
 pub async fn lock_wrapped(connection: &mut PgConnection) -> Result<Vec<WrappedKek>, Error> {
-    Ok(sqlx::query_as!(
-        WrappedKek,
-        r#"SELECT id, keyspace_id, purpose, version, state, compromised_at, generation, created_at, activated_at, deactivated_at,
-                  destroy_at, destroy_asked_by, destroy_asked_at, destroyed_at, rwk_id, wrapped AS "wrapped!", mac
-           FROM keks WHERE wrapped IS NOT NULL ORDER BY id FOR UPDATE"#
-    )
-    .fetch_all(connection)
-    .await?)
-}
-
-/// Puts those KEKs under that RWK, as they are wrapped now; with them those that have no material any more.
-///
-/// # Errors
-/// Those of Postgres.
-pub async fn move_under(
-    connection: &mut PgConnection,
-    rwk_id: Uuid,
-    moved: &[WrappedKek],
-) -> Result<(), Error> {
-    let ids: Vec<Uuid> = moved.iter().map(|kek| kek.id).collect();
-    let blobs: Vec<&[u8]> = moved.iter().map(|kek| kek.wrapped.as_slice()).collect();
-    sqlx::query!(
-        "UPDATE keks SET rwk_id = $1, wrapped = moved.wrapped
-         FROM UNNEST($2::uuid[], $3::bytea[]) AS moved (id, wrapped) WHERE keks.id = moved.id",
-        rwk_id,
-        &ids,
-        &blobs as &[&[u8]]
-    )
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query!("UPDATE keks SET rwk_id = $1 WHERE wrapped IS NULL", rwk_id).execute(connection).await?;
-    Ok(())
+    Ok(wrapped!("WHERE wrapped IS NOT NULL ORDER BY id FOR UPDATE").fetch_all(connection).await?)
 }
 
 /// How many KEKs another RWK wraps than that one.

@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::error::Error;
@@ -151,7 +151,7 @@ pub async fn macs_under(connection: &mut PgConnection, version: i32) -> Result<B
     let mut found = BTreeMap::new();
     for table in tables {
         let sql = format!("SELECT count(*) FROM {table} WHERE substring(mac FROM 1 FOR 4) = int4send($1)");
-        let count = sqlx::query_scalar(AssertSqlSafe(sql)).bind(version).fetch_one(&mut *connection).await?;
+        let count = sqlx::query_scalar(&sql).bind(version).fetch_one(&mut *connection).await?;
         note(&mut found, &table, count);
     }
     Ok(found)
@@ -211,7 +211,7 @@ pub async fn is_needed_material_kept(connection: &mut PgConnection) -> Result<Op
 
 async fn count(connection: &mut PgConnection, table: &str, sql: String, kek_id: Uuid) -> Result<i64, Error> {
     // The names in it are quoted by Postgres.
-    let counted = sqlx::query_scalar(AssertSqlSafe(sql)).bind(kek_id).fetch_one(connection).await;
+    let counted = sqlx::query_scalar(&sql).bind(kek_id).fetch_one(connection).await;
     counted.map_err(|error| match error.as_database_error().and_then(|error| error.code()).as_deref() {
         // insufficient_privilege
         Some("42501") => Error::Conflict(format!(
