@@ -100,6 +100,10 @@ impl Mortal {
         let point = &*crash.point;
         self.take_all(work.prepare).await;
         self.database().until_keys_are_settled(point).await;
+        if self.written.len() > TWO_BATCHES {
+            // Batches are whole only once no pod has asked for a second.
+            tokio::time::sleep(Duration::from_millis(1100)).await;
+        }
         let stated = self.stated(work);
         let (digest, base) = (self.database().digest_of_keys(), self.trace(crash.trace));
         self.world.dies_at(Some(point));
