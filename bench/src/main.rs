@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+mod compare;
 mod report;
 mod rotation;
 mod statistics;
@@ -29,15 +30,22 @@ enum Measurement {
     TokenCheck(token_check::Args),
     /// Measure the turn of a key: rewrap, re-encryption, and what pods notice of it
     Rotation(rotation::Args),
+    /// Measure Keyfold beside OpenBao: the same work on both, in turn
+    Compare(compare::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // One thread: then no wake-up of another one adds to what is measured.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let mut runtime = match cli.measurement {
+        Measurement::Compare(_) => tokio::runtime::Builder::new_multi_thread(),
+        // One thread: then no wake-up of another one adds to what is measured.
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = runtime.enable_all().build().expect("a runtime");
     match cli.measurement {
         Measurement::Timing(args) => runtime.block_on(timing::run(&args, &cli.out)),
         Measurement::Rotation(args) => runtime.block_on(rotation::run(&args, &cli.out)),
+        Measurement::Compare(args) => runtime.block_on(compare::run(&args, &cli.out)),
         Measurement::TokenCheck(args) => runtime.block_on(token_check::run(&args, &cli.out)),
     }
 }

@@ -25,6 +25,8 @@ use tokio::task::JoinHandle;
 
 use crate::report::{profile, write_json};
 
+/// The keyspace of all secrets.
+const KEYSPACE: &str = "payments";
 /// Bytes of each secret's value.
 const VALUE_BYTES: usize = 1024;
 /// Writers that fill the keyspace.
@@ -82,17 +84,17 @@ pub(crate) async fn run(args: &Args, out: &Path) -> ExitCode {
     let nobody = Callers::start(&world, 0);
     let damaged = format!("payments/s{}", args.secrets / 2);
     flip_a_byte(&world, &damaged);
-    phases.push(phase("rewrap, nobody asks", pid, &nobody, rotate(&operator)).await);
+    phases.push(phase("rewrap, nobody asks", pid, &nobody, rotate(&operator, KEYSPACE)).await);
     only_that_is_in_quarantine(&operator, &damaged).await;
     flip_a_byte(&world, &damaged);
     let request = RetryQuarantineRequest { keyspace: "payments".into() };
     operator.keys().retry_quarantine(request).await.expect("quarantine can be tried again");
-    until_done(&operator).await;
+    until_done(&operator, KEYSPACE).await;
     phases.push(phase("re-encryption, nobody asks", pid, &nobody, compromise(&operator)).await);
 
     let callers = Callers::start(&world, args.callers);
     phases.push(phase("quiet", pid, &callers, nothing_for(quiet)).await);
-    phases.push(phase("rewrap", pid, &callers, rotate(&operator)).await);
+    phases.push(phase("rewrap", pid, &callers, rotate(&operator, KEYSPACE)).await);
     phases.push(phase("re-encryption", pid, &callers, compromise(&operator)).await);
     phases.push(phase("quiet again", pid, &callers, nothing_for(quiet)).await);
     callers.stop().await;
@@ -105,23 +107,27 @@ async fn nothing_for(time: Duration) -> u64 {
     0
 }
 
-async fn rotate(operator: &Client) -> u64 {
-    let request = RotateKeyRequest { keyspace: "payments".into(), no_wait: true, ..Default::default() };
+/// Turns a keyspace's key. Gives how many data keys were rewrapped.
+///
+/// # Panics
+/// When the server refuses.
+pub(crate) async fn rotate(operator: &Client, keyspace: &str) -> u64 {
+    let request = RotateKeyRequest { keyspace: keyspace.into(), no_wait: true, ..Default::default() };
     operator.keys().rotate_key(request).await.expect("the key turns");
-    until_done(operator).await
+    until_done(operator, keyspace).await
 }
 
 async fn compromise(operator: &Client) -> u64 {
     let request = CompromiseKeyRequest { keyspace: "payments".into(), version: 0 };
     operator.keys().compromise_key(request).await.expect("the key is declared compromised");
-    until_done(operator).await
+    until_done(operator, KEYSPACE).await
 }
 
 /// Until nothing is left to move. Gives how much was.
-async fn until_done(operator: &Client) -> u64 {
+async fn until_done(operator: &Client, keyspace: &str) -> u64 {
     let mut most = 0;
     loop {
-        let status = status(operator).await;
+        let status = status(operator, keyspace).await;
         let pending = status.deks_pending + status.reencryptions_pending;
         most = most.max(pending);
         if pending == 0 && status.pre_active_version == 0 {
@@ -131,8 +137,8 @@ async fn until_done(operator: &Client) -> u64 {
     }
 }
 
-async fn status(operator: &Client) -> KeysetStatus {
-    let request = GetKeyStatusRequest { keyspace: "payments".into() };
+async fn status(operator: &Client, keyspace: &str) -> KeysetStatus {
+    let request = GetKeyStatusRequest { keyspace: keyspace.into() };
     let answer = operator.keys().get_key_status(request).await.expect("the status can be read").into_inner();
     answer.keysets.into_iter().next().expect("the keyspace has a key")
 }

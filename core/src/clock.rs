@@ -6,6 +6,12 @@ use time::OffsetDateTime;
 pub trait Clock: Send + Sync {
     /// The present moment in UTC.
     fn now(&self) -> OffsetDateTime;
+
+    /// The same in whole microseconds, as Postgres keeps it.
+    fn now_micros(&self) -> OffsetDateTime {
+        let now = self.now();
+        now.replace_nanosecond(now.nanosecond() / 1_000 * 1_000).unwrap_or(now)
+    }
 }
 
 /// The machine's clock.

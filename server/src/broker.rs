@@ -34,27 +34,28 @@ use crate::{
     },
     listener::ClientCertificate,
     seal::Seal,
+    secret_cache::SecretCache,
     shares::Share,
-    store::{
-        Isolation, Store, Tx, audit, integrity_head,
-        objects::{self, Standing},
-        secret_versions::{self, StoredVersion},
-    },
+    store::{Isolation, Store, Tx, audit, integrity_head, secret_versions::StoredVersion},
 };
 
 pub mod approvals;
 pub mod audit_log;
 mod authorise;
+mod basis;
 pub mod ca;
 pub mod compromise;
 pub mod config;
 pub mod destruction;
 pub mod drill;
+pub(crate) mod entries;
 pub mod explain;
 mod folding;
+pub(crate) mod group;
 pub mod key_status;
 pub mod keys;
 mod lease;
+pub(crate) mod puts;
 pub mod recovery;
 pub mod root;
 pub mod secrets;
@@ -63,8 +64,12 @@ mod unseal;
 mod work;
 mod workload;
 
+use basis::Basis;
+use entries::{Entries, Submission};
 use folding::Folding;
+use group::Group;
 use lease::Lease;
+use puts::Puts;
 
 /// Why appending an entry needs no stronger isolation.
 pub(crate) const APPEND: Isolation =
@@ -87,6 +92,9 @@ pub struct Broker {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) folding: Folding,
+    pub(crate) entries: Group<Entries>,
+    pub(crate) puts: Group<Puts>,
+    pub(crate) secrets: Arc<SecretCache>,
     pub(crate) callers: Callers,
     pub(crate) worker: Worker,
     pub(crate) drills: drill::Drills,
@@ -135,22 +143,15 @@ impl Call {
 struct Draft {
     record: Record,
     basis: Basis,
+    /// How often it was decided, with this time.
+    rounds: u32,
     /// The caller's, among the requests in work, until the draft is dropped.
     places: Option<Places>,
 }
 
-/// What an allowance rests on, to be confirmed in the transaction of its entry.
-#[derive(Default)]
-struct Basis {
-    /// They stand as they were read.
-    objects: Vec<Standing>,
-    /// It can be renewed.
-    lease: Option<Lease>,
-}
-
 impl Draft {
-    fn new(record: Record) -> Self {
-        Self { record, basis: Basis::default(), places: None }
+    fn new(record: Record, rounds: u32) -> Self {
+        Self { record, basis: Basis::default(), rounds, places: None }
     }
 }
 
@@ -204,7 +205,7 @@ impl Broker {
         let mut snapshot = self.directory.current().await?;
         let mut rounds = 1;
         let (role, versions, lease_expires_at, _places) = loop {
-            let mut draft = Draft::new(call.record(Actor::unknown(), request.operation()));
+            let mut draft = Draft::new(call.record(Actor::unknown(), request.operation()), rounds);
             // 1 to 3: who is it, what may it have, what is stored?
             let decision = self.decide(call, request, &keyring, &snapshot, &mut draft).await;
             // Nobody is refused by what another replica has changed a moment ago.
@@ -218,12 +219,10 @@ impl Broker {
             }
             // 4. The entry is durable before any value leaves, and what was decided on still stands; a refusal is an
             // entry too.
-            match self.audited_on(&draft.basis, draft.record, decision).await {
+            match self.audited_on(draft.basis, draft.record, decision).await {
                 Err(Error::Busy) if rounds < ROUNDS_MAX => {
-                    match self.directory.newer_than(&snapshot).await? {
-                        Some(newer) => (snapshot, rounds) = (newer, rounds + 1),
-                        None => return Err(Error::Busy),
-                    }
+                    snapshot = self.directory.newer_than(&snapshot).await?.unwrap_or(snapshot);
+                    rounds += 1;
                 }
                 done => {
                     let ((role, versions), lease_expires_at) = done?;
@@ -235,10 +234,13 @@ impl Broker {
         // 5. Only now is anything decrypted, and nothing by a compromised key.
         let versions = self.without_compromised_keys(&keyring, versions).await?;
         let mut secrets = Vec::with_capacity(versions.len());
-        let mut connection = self.store.connection().await?;
         for version in versions {
-            let fields = keyring.open_version(&mut connection, &version).await?;
-            secrets.push(IssuedSecret { path: version.path, version: number(version.version)?, fields });
+            let fields = self.open(&keyring, &version).await?;
+            secrets.push(IssuedSecret {
+                path: version.path.clone(),
+                version: number(version.version)?,
+                fields,
+            });
         }
         Ok(Issued { role: role.to_string(), secrets, lease_expires_at })
     }
@@ -250,7 +252,7 @@ impl Broker {
         keyring: &Keyring,
         snapshot: &Snapshot,
         draft: &mut Draft,
-    ) -> Result<(ObjectName, Vec<StoredVersion>), Error> {
+    ) -> Result<(ObjectName, Vec<Arc<StoredVersion>>), Error> {
         // 1. Who is it?
         let driver_token = call.token().unwrap_or_default();
         let caller = self
@@ -282,10 +284,13 @@ impl Broker {
 
         // 3. What is stored?
         let paths: Vec<String> = granted.iter().map(|(item, _)| item.path.to_string()).collect();
-        let mut connection = self.store.connection().await?;
-        let found = secret_versions::current(&mut connection, keyring.row_macs(), &paths).await?;
-        drop(connection);
-        let mut found: HashMap<_, _> = found.into_iter().map(|found| (found.path.clone(), found)).collect();
+        let macs = keyring.row_macs();
+        // What others write all the time has always changed again by the time of the entry: then it is read anew.
+        let may_be_held = draft.rounds == 1;
+        let current = self.secrets.current(&self.store, macs, &paths, may_be_held).await?;
+        draft.basis.as_of = current.as_of;
+        let mut found: HashMap<_, _> =
+            current.versions.into_iter().map(|found| (found.path.clone(), found)).collect();
         let missing = granted.iter().filter(|(item, _)| !found.contains_key(item.path.as_str()));
         let missing = required(missing.map(|(item, _)| *item));
         let refused = required(refused.iter().map(|(item, _)| *item));
@@ -298,23 +303,38 @@ impl Broker {
         Ok((role.name.clone(), versions))
     }
 
+    /// Decrypts a version, whose read has its entry.
+    async fn open(&self, keyring: &Keyring, version: &StoredVersion) -> Result<Fields, Error> {
+        let opened = match keyring.open_by_held_key(version) {
+            Some(opened) => opened,
+            None => keyring.open_version(&mut *self.store.connection().await?, version).await,
+        };
+        if opened.is_err() {
+            // Whoever mends the row in Postgres, from a backup say, is to find it mended.
+            self.secrets.forget(&version.path);
+        }
+        opened
+    }
+
     /// Commits the entry of an operation that is decided, then gives the decision back. A failure of ours has no entry:
     /// nothing was decided.
     pub(crate) async fn audited<T>(&self, record: Record, decision: Result<T, Error>) -> Result<T, Error> {
-        Ok(self.audited_on(&Basis::default(), record, decision).await?.0)
+        Ok(self.audited_on(Basis::default(), record, decision).await?.0)
     }
 
-    /// The same for a decision that rests on declared objects and, it may be, on a lease, whose new end it gives. The
-    /// entry is appended only if the objects stand unchanged once the head row is locked: then whoever changes one later
-    /// has a later entry.
+    /// The same for a decision that rests on declared objects and, it may be, on a lease, whose new end it gives. When that
+    /// is over, the entry is the refusal's.
     async fn audited_on<T>(
         &self,
-        basis: &Basis,
+        basis: Basis,
         record: Record,
         decision: Result<T, Error>,
     ) -> Result<(T, Option<OffsetDateTime>), Error> {
         let error = match decision {
-            Ok(value) => return Ok((value, self.append_allowed(basis, &record).await??)),
+            Ok(value) => {
+                let submission = Submission { basis, record, outcome: Outcome::Allowed };
+                return Ok((value, self.entries.submit(submission).await??));
+            }
             Err(error) => error,
         };
         let outcome = match &error {
@@ -323,7 +343,7 @@ impl Broker {
             _ => return Err(error),
         };
         if self.folding.admits(&record, &outcome, Instant::now()) {
-            self.append_alone(&record, &outcome).await?;
+            self.append_refusal(record, outcome).await?;
         }
         Err(error)
     }
@@ -334,42 +354,14 @@ impl Broker {
     /// Those of Postgres; what was counted is lost then.
     pub async fn append_folded(&self) -> Result<(), Error> {
         for (record, outcome) in self.folding.due(Instant::now()) {
-            self.append_alone(&record, &outcome).await?;
+            self.append_refusal(record, outcome).await?;
         }
         Ok(())
     }
 
-    /// Appends an allowance's entry in a transaction of its own, which renews its lease too. When that is over, the entry
-    /// is the refusal's.
-    async fn append_allowed(
-        &self,
-        basis: &Basis,
-        record: &Record,
-    ) -> Result<Result<Option<OffsetDateTime>, Refusal>, Error> {
-        self.store
-            .tx("audit.append", APPEND, |mut tx| async move {
-                let renewed = match &basis.lease {
-                    Some(lease) => lease.renew(&mut tx, self.now()).await?.map(Some),
-                    None => Ok(None),
-                };
-                let (record, outcome) = lease::stated(record, &renewed);
-                self.append(&mut tx, &record, &outcome).await?;
-                if !basis.objects.is_empty() && !objects::stand_unchanged(&mut tx, &basis.objects).await? {
-                    return Err(Error::Busy);
-                }
-                tx.commit(renewed).await
-            })
-            .await
-    }
-
-    /// Appends a refusal's entry in a transaction of its own.
-    async fn append_alone(&self, record: &Record, outcome: &Outcome) -> Result<(), Error> {
-        self.store
-            .tx("audit.append", APPEND, |mut tx| async move {
-                self.append(&mut tx, record, outcome).await?;
-                tx.commit(()).await
-            })
-            .await
+    async fn append_refusal(&self, record: Record, outcome: Outcome) -> Result<(), Error> {
+        self.entries.submit(Submission { basis: Basis::default(), record, outcome }).await?.map(drop)?;
+        Ok(())
     }
 
     /// Appends one entry, and carries what the transaction has changed of guarded rows into the integrity head. Best a
@@ -411,13 +403,12 @@ impl Broker {
 
     /// The present moment in whole microseconds, as Postgres keeps it.
     pub(crate) fn now(&self) -> OffsetDateTime {
-        let now = self.clock.now();
-        now.replace_nanosecond(now.nanosecond() / 1_000 * 1_000).unwrap_or(now)
+        self.clock.now_micros()
     }
 }
 
 /// One volume's secrets travel in one message, and are held in memory meanwhile.
-fn check_size(versions: &[StoredVersion]) -> Result<(), Error> {
+fn check_size(versions: &[Arc<StoredVersion>]) -> Result<(), Error> {
     let bytes: usize = versions.iter().map(|version| version.payload.len()).sum();
     if bytes <= ISSUE_BYTES_MAX {
         return Ok(());
@@ -463,7 +454,7 @@ fn note_authentication_error(record: &mut Record, error: AuthnError) -> Error {
     }
 }
 
-fn note_versions(record: &mut Record, versions: &[StoredVersion]) -> Result<(), Error> {
+fn note_versions(record: &mut Record, versions: &[Arc<StoredVersion>]) -> Result<(), Error> {
     let Operation::SecretIssue { items, .. } = &mut record.operation else { return Ok(()) };
     for version in versions {
         if let Some(item) = items.iter_mut().find(|item| item.path == version.path) {

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -43,6 +44,12 @@ pub struct Config {
     /// How the server works on keys.
     #[serde(default)]
     pub keys: Keys,
+    /// How audit entries are committed.
+    #[serde(default)]
+    pub audit: Audit,
+    /// What is held in memory.
+    #[serde(default)]
+    pub cache: Cache,
     /// Bounds on what callers can make the server hold.
     #[serde(default)]
     pub limits: Limits,
@@ -309,6 +316,56 @@ pub struct Keys {
 impl Default for Keys {
     fn default() -> Self {
         Self { rewrap_per_second: 20_000 }
+    }
+}
+
+/// How audit entries are committed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// Most entries of one commit.
+    pub group_entries_max: usize,
+    /// How long a commit waits for as many callers as the last one had. One caller alone never waits.
+    pub group_wait_micros: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { group_entries_max: 512, group_wait_micros: 2000 }
+    }
+}
+
+impl Audit {
+    /// Whether anything can be committed at all.
+    ///
+    /// # Errors
+    /// Names the key.
+    pub fn check(&self) -> Result<(), String> {
+        if self.group_entries_max == 0 || self.group_entries_max > 10_000 {
+            return Err("audit.group_entries_max: must be from 1 to 10000".into());
+        }
+        if self.group_wait_micros > 1_000_000 {
+            return Err("audit.group_wait_micros: must be at most 1000000, a second".into());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn group_wait(&self) -> Duration {
+        Duration::from_micros(self.group_wait_micros)
+    }
+}
+
+/// What is held in memory, so that Postgres is not asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cache {
+    /// Current versions of secrets, encrypted as they are stored: as many bytes together.
+    pub secret_bytes: usize,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { secret_bytes: 16 * 1024 * 1024 }
     }
 }
 

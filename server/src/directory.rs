@@ -144,24 +144,7 @@ struct Reader {
     integrity: Arc<Integrity>,
     held: RwLock<Option<Held>>,
     /// One reading at a time: all who wait are served by what it found, or share its failure, which began then.
-    reading: Mutex<Option<(Instant, Failure)>>,
-}
-
-/// Why a reading failed, for those who share it.
-#[derive(Clone, Copy)]
-enum Failure {
-    Database,
-    /// Which table is not as servers wrote it.
-    Integrity(&'static str),
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Database => Self::Database(sqlx::Error::PoolTimedOut),
-            Failure::Integrity(table) => Self::Integrity { table, what: "see above".into() },
-        }
-    }
+    reading: Mutex<Option<(Instant, Error)>>,
 }
 
 #[derive(Clone)]
@@ -252,8 +235,8 @@ impl Reader {
         if let Some(snapshot) = self.confirmed_since(oldest) {
             return Ok(snapshot);
         }
-        if let Some((_, failure)) = failed_at.filter(|(at, _)| *at >= oldest) {
-            return Err(failure.into());
+        if let Some((_, failure)) = failed_at.as_ref().filter(|(at, _)| *at >= oldest) {
+            return Err(failure.clone());
         }
         let confirmed_at = Instant::now();
         let read = self.read().await;
@@ -263,8 +246,7 @@ impl Reader {
         *failed_at = match &read {
             // A server that is sealed may be unsealed a moment later.
             Ok(_) | Err(Error::NotInitialized | Error::Sealed(_)) => None,
-            Err(Error::Integrity { table, .. }) => Some((confirmed_at, Failure::Integrity(table))),
-            Err(_) => Some((confirmed_at, Failure::Database)),
+            Err(error) => Some((confirmed_at, error.clone())),
         };
         let snapshot = read?;
         *self.held.write().unwrap_or_else(PoisonError::into_inner) =

@@ -1,6 +1,8 @@
 //! What can go wrong in an operation. The text of every variant may reach the caller, save `Database`, `Corrupt` and
 //! `Integrity`, whose details are for the log.
 
+use std::{borrow::Cow, sync::Arc};
+
 use keyfold_core::{
     entropy::EntropyError, envelope::SealError, name::NameError, object::ObjectError, path::PathError,
     refusal::Refusal,
@@ -9,7 +11,7 @@ use keyfold_core::{
 use crate::k8s::Unavailable;
 
 /// Why an operation failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The caller may not.
     #[error("{0}")]
@@ -41,7 +43,7 @@ pub enum Error {
     ApiServerUnavailable(String),
     /// Postgres failed.
     #[error("the database failed")]
-    Database(sqlx::Error),
+    Database(Arc<sqlx::Error>),
     /// Stored data is not what was stored.
     #[error("stored data failed its integrity check: see the server's log")]
     Corrupt(String),
@@ -127,11 +129,41 @@ impl Error {
         matches!(self, Self::Refused(_) | Self::Invalid(_) | Self::NotFound(_) | Self::Conflict(_))
     }
 
+    /// Postgres did not answer in time.
+    pub(crate) fn database_silent() -> Self {
+        sqlx::Error::PoolTimedOut.into()
+    }
+
+    /// Whether Postgres did not answer, so that what was asked of it may or may not be done.
+    pub(crate) fn is_database_silent(&self) -> bool {
+        matches!(self, Self::Database(_)) && self.sqlstate().is_none()
+    }
+
+    /// The code that Postgres gave its refusal.
+    pub(crate) fn sqlstate(&self) -> Option<Cow<'_, str>> {
+        let Self::Database(cause) = self else { return None };
+        cause.as_database_error()?.code()
+    }
+
     /// Whether Postgres asks for the transaction to be run again: it lost against another, and left nothing behind.
     pub fn is_transient_conflict(&self) -> bool {
-        let Self::Database(sqlx::Error::Database(error)) = self else { return false };
         // serialization_failure and deadlock_detected
-        matches!(error.code().as_deref(), Some("40001" | "40P01"))
+        matches!(self.sqlstate().as_deref(), Some("40001" | "40P01"))
+    }
+
+    /// Whether a transaction held for too long what this one needed.
+    pub fn is_lock_timeout(&self) -> bool {
+        // lock_not_available
+        self.sqlstate().as_deref() == Some("55P03")
+    }
+
+    /// Whether the work failed for what it was given or found, so that other work in the same transaction may succeed without it.
+    pub(crate) fn is_of_its_work(&self) -> bool {
+        // Classes: data exception, integrity constraint violation, program limit exceeded.
+        let of_data = |code: &str| ["22", "23", "54"].iter().any(|class| code.starts_with(class));
+        self.is_answer()
+            || matches!(self, Self::Corrupt(_) | Self::Integrity { .. })
+            || self.sqlstate().is_some_and(|code| of_data(&code))
     }
 }
 
@@ -157,7 +189,7 @@ impl From<sqlx::Error> for Error {
             Some("23503" | "23505") => {
                 Self::Conflict("another caller changed the same at the same time: try again".into())
             }
-            _ => Self::Database(error),
+            _ => Self::Database(Arc::new(error)),
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod keys;
 pub mod listener;
 pub mod open_files;
 pub mod seal;
+mod secret_cache;
 pub mod serve;
 mod shares;
 pub mod store;

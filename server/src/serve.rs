@@ -26,7 +26,7 @@ use crate::{
     api::Api,
     authn::Authenticator,
     body::Arrivals,
-    broker::{Broker, drill::Drills},
+    broker::{Broker, drill::Drills, entries::Entries, group::Group, puts::Puts},
     ca::{Authorities, keeper},
     callers::Callers,
     config::{Config, Limits},
@@ -38,6 +38,7 @@ use crate::{
     listener::ServingTls,
     seal,
     seal::Seal,
+    secret_cache::SecretCache,
     store::Store,
 };
 
@@ -82,6 +83,7 @@ pub struct Bound {
 /// Names the key of the configuration that cannot be used, and why.
 pub async fn bind(config: Config, clock: Arc<dyn Clock>, accept_older: bool) -> Result<Bound, String> {
     config.ca.check()?;
+    config.audit.check()?;
     if let Some(names) = &config.tls.internal {
         names.subject_alt_names().map_err(|error| error.to_string())?;
     }
@@ -94,9 +96,25 @@ pub async fn bind(config: Config, clock: Arc<dyn Clock>, accept_older: bool) -> 
     let replica = entropy.uuid().map_err(|error| error.to_string())?;
     let integrity =
         Arc::new(Integrity::new(config.integrity.clone(), Arc::clone(&seal), store.marks(), accept_older));
+    let secrets = Arc::new(SecretCache::new(config.cache.secret_bytes));
     let broker = Broker {
         directory: Directory::new(store.clone(), Arc::clone(&integrity), max_staleness),
         api_servers: ApiServers::new(config.kubeconfig_dir.clone(), clock.clone(), Default::default()),
+        entries: Group::new(
+            Entries { store: store.clone(), secrets: Arc::clone(&secrets), clock: clock.clone() },
+            config.audit.clone(),
+        ),
+        puts: Group::new(
+            Puts {
+                store: store.clone(),
+                secrets: Arc::clone(&secrets),
+                seal: Arc::clone(&seal),
+                clock: clock.clone(),
+                entropy: Arc::clone(&entropy),
+            },
+            config.audit.clone(),
+        ),
+        secrets,
         store,
         authenticator: Authenticator::new(clock.clone(), config.jwks_dir.clone())
             .map_err(|error| error.to_string())?,

@@ -14,7 +14,11 @@ const DB: [(&str, bool); 1] = [("payments/db", false)];
 
 /// With a second keyspace `other`, whose secret `other/db` the role does not grant.
 async fn world() -> World {
-    let world = World::start().await.with_payments().await;
+    with_others(World::start().await).await
+}
+
+async fn with_others(world: World) -> World {
+    let world = world.with_payments().await;
     world.server.apply("Keyspace", "other", &json!({})).await.unwrap();
     world.put("other/db", &[("password", "theirs")]).await;
     world
@@ -260,7 +264,8 @@ fn role(grants: &Value) -> Value {
 /// What an issue may be decided on, changed between the decision and its entry.
 #[tokio::test(flavor = "multi_thread")]
 async fn attack_12_a_right_that_goes_away_while_an_issue_is_in_flight_gives_no_value() {
-    let world = Arc::new(world().await);
+    // The issue waits at the table of versions, which it would not read for what it holds.
+    let world = Arc::new(with_others(World::configured("cache: {secret_bytes: 0}\n", "").await).await);
     let (before, narrowed) = (role(&json!([{"path": "payments/*", "allow": ["read"]}])), role(&json!([])));
     let delete = async |kind: &str, name: &str| {
         let object = DeleteObjectRequest { kind: kind.into(), name: name.into() };

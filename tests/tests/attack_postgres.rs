@@ -323,7 +323,8 @@ async fn attack_18_without_a_revision_nothing_is_decided() {
     until("it is missed", async || world.issue_with(&pod, ROLE, DB).await.is_err()).await;
     let refused = world.issue_with(&pod, ROLE, DB).await.unwrap_err();
     assert!(matches!(refused.code(), Code::Internal | Code::Unavailable | Code::DataLoss), "{refused:?}");
-    assert!(world.operator().system().who_am_i(WhoAmIRequest {}).await.is_err());
+    let who_am_i = async || world.operator().system().who_am_i(WhoAmIRequest {}).await;
+    until("what is held is too old", async || who_am_i().await.is_err()).await;
     world.database.sql("INSERT INTO object_revision (revision) SELECT revision FROM kept");
     until("it is back", async || world.issue_with(&pod, ROLE, DB).await.is_ok()).await;
     world.operator().system().get_status(GetStatusRequest {}).await.unwrap();

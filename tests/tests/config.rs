@@ -63,7 +63,7 @@ impl Files {
 fn an_unknown_key_is_refused_by_name() {
     let files = Files::write();
     let typo = |program, more| files.refusal(program, &files.changed(program, more), None);
-    insta::assert_snapshot!(typo("keyfold-server", "logs: {level: info}\n"), @"1 keyfold-server: DIR/changed.yaml: logs: unknown field `logs`, expected one of `listen`, `tls`, `ca`, `database`, `root_key`, `previous_root_key`, `recovery`, `bootstrap_token_file`, `jwks_dir`, `kubeconfig_dir`, `integrity`, `keys`, `limits`, `log`, `metrics`");
+    insta::assert_snapshot!(typo("keyfold-server", "logs: {level: info}\n"), @"1 keyfold-server: DIR/changed.yaml: logs: unknown field `logs`, expected one of `listen`, `tls`, `ca`, `database`, `root_key`, `previous_root_key`, `recovery`, `bootstrap_token_file`, `jwks_dir`, `kubeconfig_dir`, `integrity`, `keys`, `audit`, `cache`, `limits`, `log`, `metrics`");
     insta::assert_snapshot!(typo("keyfold-csi", "logs: {level: info}\n"), @"1 keyfold-csi: DIR/changed.yaml: logs: unknown field `logs`, expected one of `server`, `token_file`, `node_id`, `kubelet_dir`, `token_source`, `audience`, `tmpfs_bytes`, `log`");
     insta::assert_snapshot!(typo("keyfold-server", "log: {levl: info}\n"), @"1 keyfold-server: DIR/changed.yaml: log.levl: unknown field `levl`, expected `format` or `level`");
     insta::assert_snapshot!(typo("keyfold-csi", "log: {levl: info}\n"), @"1 keyfold-csi: DIR/changed.yaml: log.levl: unknown field `levl`, expected `format` or `level`");

@@ -177,7 +177,8 @@ async fn attack_27_a_server_killed_while_its_entry_commits_gives_no_value_and_th
     let publish = tokio::spawn(async move { kubelet.publish(request).await });
     let held = "SELECT count(*) FROM pg_stat_activity
                 WHERE datname = current_database() AND usename = 'keyfold' AND state = 'active'";
-    until("both commits to be held up", async || world.database.sql(held) == "2").await;
+    // The other is held up with it, or waits for the next commit.
+    until("a commit to be held up", async || world.database.sql(held) != "0").await;
     world.server.process.kill();
     let failure = within(ANSWER_MAX, "IssueSecrets", issue).await.unwrap().unwrap_err();
     assert!(std::error::Error::source(&failure).is_some(), "the connection broke: {failure:?}");

@@ -30,7 +30,7 @@ impl SecretService for Api {
             let mut message = request.into_inner();
             let path = SecretPath::parse(&message.path)?;
             let fields = fields_in(std::mem::take(&mut message.fields))?;
-            let version = self.broker.put_secret(&call, &path, &fields, message.expected_version).await?;
+            let version = self.broker.put_secret(&call, &path, fields, message.expected_version).await?;
             Ok(PutSecretResponse { version })
         })
         .await

@@ -88,7 +88,7 @@ fn refusal_code(refusal: &Refusal) -> Code {
 }
 
 fn database_code(error: &Error, cause: &sqlx::Error) -> Code {
-    if error.is_transient_conflict() {
+    if error.is_transient_conflict() || error.is_lock_timeout() {
         return Code::Aborted;
     }
     match cause {
@@ -98,18 +98,14 @@ fn database_code(error: &Error, cause: &sqlx::Error) -> Code {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => Code::Unavailable,
-        // lock_not_available: another transaction held for too long what this one needed.
-        sqlx::Error::Database(error) if error.code().as_deref() == Some("55P03") => Code::Aborted,
         // Class 57 is operator intervention (shutdown, crash recovery), class 53 insufficient resources (disk full,
         // too many connections), class 08 a broken connection, 25P03 one that was broken because this replica was
         // paused in the middle of a transaction.
-        sqlx::Error::Database(error)
-            if error.code().is_some_and(|code| {
-                ["57", "53", "08", "25P03"].iter().any(|class| code.starts_with(class))
-            }) =>
-        {
-            Code::Unavailable
-        }
-        _ => Code::Internal,
+        _ => match error.sqlstate() {
+            Some(code) if ["57", "53", "08", "25P03"].iter().any(|class| code.starts_with(class)) => {
+                Code::Unavailable
+            }
+            _ => Code::Internal,
+        },
     }
 }

@@ -74,7 +74,7 @@ impl Broker {
                     (snapshot, rounds) = (newer, rounds + 1);
                     continue;
                 }
-                None => self.audited_on(&basis, record, signed).await,
+                None => self.audited_on(basis, record, signed).await,
             };
             match done {
                 Err(Error::Busy) if rounds < ROUNDS_MAX => {

@@ -3,10 +3,10 @@
 //! A lease belongs to a pod and a role, not to a volume: how many volumes a pod has, and what they are called, is its
 //! author's choice, and must not give it more time.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use keyfold_core::{
-    audit::{Operation, Outcome, Record},
+    audit::{Entry, Operation, Outcome, Record},
     identity::WorkloadIdentity,
     name::ObjectName,
     object::{Kind, LeaseSpec},
@@ -17,6 +17,7 @@ use sqlx::PgConnection;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
+    broker::entries::Verdict,
     directory::Snapshot,
     error::Error,
     store::leases::{self, Holder},
@@ -50,36 +51,48 @@ impl Lease {
         Ok(Some(Self { holder, role: role.name.clone(), limits }))
     }
 
-    /// Renews the lease, or begins it: until when, or a refusal when its whole time is over. The transaction is to be
-    /// committed in both cases, for a pod that goes on asking must not be forgotten.
-    pub(super) async fn renew(
+    /// The entry of an allowance under the lease that began then, or of the refusal when its whole time is over.
+    pub(super) fn renewed(
         &self,
-        connection: &mut PgConnection,
+        begun: &BTreeMap<Holder, OffsetDateTime>,
+        record: &Record,
         now: OffsetDateTime,
-    ) -> Result<Result<OffsetDateTime, Refusal>, Error> {
-        let forget_on = (now + self.limits.max + REMEMBERED).date();
-        let started_at = leases::renew(connection, &self.holder, now, forget_on).await?;
-        if started_at == now {
-            leases::delete_forgotten(connection, now.date()).await?;
+    ) -> (Entry, Verdict) {
+        let started_at = begun.get(&self.holder).copied().unwrap_or(now);
+        let mut record = record.clone();
+        let Some(until) = self.limits.expiry(started_at, now) else {
+            let refusal = Refusal::LeaseEnded { role: self.role.clone(), max: self.limits.max };
+            return (Entry::new(now, record, Outcome::from(&refusal)), Err(refusal));
+        };
+        if let Operation::SecretIssue { lease_expires_at, .. } = &mut record.operation {
+            *lease_expires_at = until.format(&Rfc3339).ok();
         }
-        let ended = || Refusal::LeaseEnded { role: self.role.clone(), max: self.limits.max };
-        Ok(self.limits.expiry(started_at, now).ok_or_else(ended))
+        (Entry::new(now, record, Outcome::Allowed), Ok(Some(until)))
     }
 }
 
-/// What an allowance's entry states, once its lease is renewed or found to be over.
-pub(super) fn stated(
-    record: &Record,
-    renewed: &Result<Option<OffsetDateTime>, Refusal>,
-) -> (Record, Outcome) {
-    let mut record = record.clone();
-    match renewed {
-        Ok(until) => {
-            if let Operation::SecretIssue { lease_expires_at, .. } = &mut record.operation {
-                *lease_expires_at = until.and_then(|until| until.format(&Rfc3339).ok());
-            }
-            (record, Outcome::Allowed)
-        }
-        Err(refusal) => (record, Outcome::from(refusal)),
+/// Renews these leases, or begins them. Gives when each began. The transaction is to be committed also where that is too
+/// long ago, for a pod that goes on asking must not be forgotten.
+///
+/// # Errors
+/// `Busy` when a role or an issuer was deleted meanwhile; those of Postgres.
+pub(super) async fn renew<'a>(
+    connection: &mut PgConnection,
+    leases: impl Iterator<Item = &'a Lease>,
+    now: OffsetDateTime,
+) -> Result<BTreeMap<Holder, OffsetDateTime>, Error> {
+    let mut days = BTreeMap::new();
+    for lease in leases {
+        let day = (now + lease.limits.max + REMEMBERED).date();
+        let latest = days.entry(lease.holder.clone()).or_insert(day);
+        *latest = day.max(*latest);
     }
+    if days.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let begun = leases::renew(&mut *connection, &days, now).await?;
+    if begun.values().any(|started_at| *started_at == now) {
+        leases::delete_forgotten(connection, now.date()).await?;
+    }
+    Ok(begun)
 }

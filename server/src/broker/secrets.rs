@@ -1,9 +1,11 @@
 //! Operators' work on secrets.
 
+use std::sync::Arc;
+
 use keyfold_core::{
     audit::Operation,
     name::check_field_name,
-    object::{Capability, Kind},
+    object::Capability,
     path::{SecretPath, is_segment},
     payload::Fields,
 };
@@ -11,13 +13,19 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use crate::{
-    broker::{Broker, Call, work::OperatorWork},
+    broker::{
+        Broker, Call,
+        puts::Put,
+        work::{OperatorWork, Read},
+    },
     error::Error,
     integrity::row_macs::RowMacs,
-    keys::keyring::{VersionPlace, micros, number, stored},
+    keys::keyring::{Keyring, number, stored},
+    secret_cache::AsOf,
     store::{
-        deks, keks, objects, secret_labels,
-        secret_versions::{self, VersionSummary},
+        deks,
+        secret_labels::{self, NewCurrent},
+        secret_versions::{self, StoredVersion, VersionSummary},
         secrets::{self, Secret, SecretSummary},
     },
 };
@@ -60,50 +68,23 @@ impl Broker {
         &self,
         call: &Call,
         path: &SecretPath,
-        fields: &Fields,
+        fields: Fields,
         expected: Option<u32>,
     ) -> Result<u32, Error> {
-        let keyring = &*self.seal.keyring()?;
-        let macs = keyring.row_macs();
+        self.seal.keyring()?;
         self.worker.heartbeat.may_encrypt().await?;
+        let fields = &Arc::new(fields);
         let operation = Operation::SecretPut { path: path.to_string(), version: None };
-        self.operate(call, operation, |mut work| async move {
+        self.put(call, operation, |operator, record| {
             check_fields(fields)?;
-            let keyspace =
-                objects::find(work.tx(), macs, Kind::Keyspace, path.keyspace()).await?.ok_or_else(|| {
-                    Error::NotFound(format!("there is no keyspace {}: apply one first", path.keyspace()))
-                })?;
-            let at = self.now();
-            let secret =
-                secrets::next_version(work.tx(), self.entropy.uuid()?, keyspace.id, path.as_str(), at)
-                    .await?;
-            let version = number(secret.newest_version)?;
-            let created_by = work.operator().name().to_owned();
-            if expected.is_some_and(|expected| expected != version - 1) {
-                return Err(Error::Conflict(format!(
-                    "the newest version of {path} is {}, not {}: read it and try again",
-                    version - 1,
-                    expected.unwrap_or_default()
-                )));
-            }
-            let active = keks::active(work.tx(), macs, keyspace.id).await?.ok_or_else(|| {
-                Error::Corrupt(format!("keks: no active key of keyspace {}", keyspace.name))
-            })?;
-            let place = VersionPlace {
-                keyspace: keyspace.id,
-                secret: secret.id,
-                version,
-                path: path.as_str(),
-                created_at_micros: micros(at),
-                created_by: &created_by,
-            };
-            let (payload, dek) = keyring.seal_version(&place, &active, fields, &*self.entropy)?;
-            let newest = secret.newest_version;
-            secret_versions::insert(work.tx(), macs, secret.id, newest, &payload, at, &created_by).await?;
-            deks::insert(work.tx(), &dek).await?;
-            secret_labels::make_current(work.tx(), macs, secret.id, newest, at).await?;
-            work.state(Operation::SecretPut { path: path.to_string(), version: Some(version) });
-            work.allow(version).await
+            Ok(Put {
+                basis: operator.as_basis(&record.operation, None),
+                created_by: operator.caller.name().to_owned(),
+                record,
+                path: path.clone(),
+                fields: Arc::clone(fields),
+                expected,
+            })
         })
         .await
     }
@@ -119,26 +100,46 @@ impl Broker {
         version: Option<u32>,
     ) -> Result<OpenVersion, Error> {
         let keyring = &self.seal.keyring()?;
-        let macs = keyring.row_macs();
         let operation = Operation::SecretGet { path: path.to_string(), version };
         let found = self
-            .operate(call, operation, |mut work| async move {
-                let found = match version {
-                    Some(version) => {
-                        secret_versions::numbered(work.tx(), macs, path.as_str(), stored(version)?).await?
-                    }
-                    None => secret_versions::current(work.tx(), macs, &[path.to_string()]).await?.pop(),
-                };
-                let found = found.ok_or_else(|| no_such_version(path, version))?;
+            .read(call, operation, |operator| async move {
+                let may_be_held = operator.may_read_cache();
+                let (found, as_of) = self.find_version(keyring, path, version, may_be_held).await?;
                 let version = Some(number(found.version)?);
-                work.state(Operation::SecretGet { path: path.to_string(), version });
-                work.allow(found).await
+                Ok(Read {
+                    value: found,
+                    operation: Operation::SecretGet { path: path.to_string(), version },
+                    as_of,
+                })
             })
             .await?;
         let found = self.without_compromised_keys(keyring, vec![found]).await?.remove(0);
-        let mut connection = self.store.connection().await?;
-        let fields = keyring.open_version(&mut connection, &found).await?;
+        let fields = self.open(keyring, &found).await?;
         Ok(OpenVersion { version: number(found.version)?, created_at: found.created_at, fields })
+    }
+
+    /// A live version as it is stored: that one, or the current one, which may be a held one that its entry confirms.
+    async fn find_version(
+        &self,
+        keyring: &Keyring,
+        path: &SecretPath,
+        version: Option<u32>,
+        may_be_held: bool,
+    ) -> Result<(Arc<StoredVersion>, Option<AsOf>), Error> {
+        let macs = keyring.row_macs();
+        let (found, as_of) = match version {
+            None => {
+                let paths = [path.to_string()];
+                let mut current = self.secrets.current(&self.store, macs, &paths, may_be_held).await?;
+                (current.versions.pop(), current.as_of)
+            }
+            Some(version) => {
+                let (mut connection, version) = (self.store.connection().await?, stored(version)?);
+                let found = secret_versions::numbered(&mut connection, macs, path.as_str(), version).await?;
+                (found.map(Arc::new), None)
+            }
+        };
+        Ok((found.ok_or_else(|| no_such_version(path, version))?, as_of))
     }
 
     /// Lists up to `limit` secrets below `prefix` after the path `after`, of those that the operator may list; an empty
@@ -200,7 +201,8 @@ impl Broker {
             secret_versions::numbered(work.tx(), macs, path.as_str(), stored(version)?)
                 .await?
                 .ok_or_else(|| no_such_version(path, Some(version)))?;
-            secret_labels::make_current(work.tx(), macs, secret.id, stored(version)?, self.now()).await?;
+            let current = NewCurrent { secret_id: secret.id, version: stored(version)?, replaced: None };
+            secret_labels::make_current(work.tx(), macs, &[current], self.now()).await?;
             work.allow(()).await
         })
         .await

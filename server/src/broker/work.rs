@@ -15,11 +15,15 @@ use crate::{
     broker::{
         Broker, Call, ROUNDS_MAX,
         approvals::{self, Guard},
-        authorise, note_authentication_error,
+        authorise,
+        basis::Basis,
+        note_authentication_error,
+        puts::Put,
     },
     callers::Places,
     directory::Snapshot,
     error::Error,
+    secret_cache::AsOf,
     store::{
         Committed, Isolation, Tx, admin_tokens,
         objects::{self, Standing},
@@ -42,6 +46,20 @@ impl Broker {
         self.operate_on(call, operation, |_| ready(Ok(Vec::new())), work).await
     }
 
+    /// Writes a secret's version, together with those of others: `put` makes it for whoever may.
+    pub(super) async fn put(
+        &self,
+        call: &Call,
+        operation: Operation,
+        put: impl Fn(&Operator, Record) -> Result<Put, Error>,
+    ) -> Result<u32, Error> {
+        let put = &put;
+        let work = move |operator: Arc<Operator>, record| async move {
+            self.puts.submit(put(&operator, record)?).await
+        };
+        self.decide_and_do(call, operation, |_| ready(Ok(Vec::new())), || ready(Ok(())), work).await
+    }
+
     /// The same for an operation that needs something from elsewhere, which `before` does once it is certain that the
     /// operator may, and ahead of the transaction: nobody waits for locks meanwhile. It may be run again.
     pub(crate) async fn operate_after<'a, T, B, W>(
@@ -56,6 +74,31 @@ impl Broker {
         W: Future<Output = Result<Allowed<T>, Error>>,
     {
         self.operate_on_after(call, operation, |_| ready(Ok(Vec::new())), before, work).await
+    }
+
+    /// Runs an operator's read: authenticates, authorises, reads, and commits the entry together with those of others.
+    /// Nothing of what was read may leave before that, which this makes sure of.
+    pub(super) async fn read<T, R>(
+        &self,
+        call: &Call,
+        operation: Operation,
+        read: impl Fn(Arc<Operator>) -> R,
+    ) -> Result<T, Error>
+    where
+        R: Future<Output = Result<Read<T>, Error>>,
+    {
+        let read = &read;
+        let work = move |operator: Arc<Operator>, mut record: Record| async move {
+            if operator.is_guarded() {
+                // What a second person has signed is used up in a transaction of its own.
+                return self.work_as(Arc::clone(&operator), &record, &|work| read_alone(work, read)).await;
+            }
+            let Read { value, operation, as_of } = read(Arc::clone(&operator)).await?;
+            record.operation = operation;
+            let basis = operator.as_basis(&record.operation, as_of);
+            Ok(self.audited_on(basis, record, Ok(value)).await?.0)
+        };
+        self.decide_and_do(call, operation, |_| ready(Ok(Vec::new())), || ready(Ok(())), work).await
     }
 
     /// The same for an operation that declares objects, which `objects` reads and checks once the operator may do it.
@@ -86,6 +129,24 @@ impl Broker {
         B: Future<Output = Result<(), Error>>,
         W: Future<Output = Result<Allowed<T>, Error>>,
     {
+        let work = &work;
+        let work = move |operator, record| async move { self.work_as(operator, &record, work).await };
+        self.decide_and_do(call, operation, objects, before, work).await
+    }
+
+    pub(super) async fn decide_and_do<T, O, B, D>(
+        &self,
+        call: &Call,
+        operation: Operation,
+        objects: impl Fn(Rights) -> O,
+        before: impl Fn() -> B,
+        work: impl Fn(Arc<Operator>, Record) -> D,
+    ) -> Result<T, Error>
+    where
+        O: Future<Output = Result<Vec<PlannedObject>, Error>>,
+        B: Future<Output = Result<(), Error>>,
+        D: Future<Output = Result<T, Error>>,
+    {
         self.seal.keyring()?;
         let mut snapshot = self.directory.current().await?;
         let mut rounds = 1;
@@ -99,19 +160,19 @@ impl Broker {
                     Err(refusal.into())
                 }
                 Ok(operator) => match self.prepare_operation(&operator, &before).await {
-                    Ok(()) => self.work_as(Arc::new(operator), &record, &work).await,
+                    Ok(()) => work(Arc::new(Operator { rounds, ..operator }), record.clone()).await,
                     Err(error) => Err(error),
                 },
                 Err(error) => Err(error),
             };
             // Nobody is refused by what another replica has changed a moment ago, and nobody allowed.
-            if matches!(done, Err(Error::Refused(_) | Error::Busy))
-                && rounds < ROUNDS_MAX
-                && let Some(newer) = self.directory.newer_than(&snapshot).await?
-            {
-                snapshot = newer;
-                rounds += 1;
-                continue;
+            if matches!(done, Err(Error::Refused(_) | Error::Busy)) && rounds < ROUNDS_MAX {
+                let newer = self.directory.newer_than(&snapshot).await?;
+                if newer.is_some() || matches!(done, Err(Error::Busy)) {
+                    snapshot = newer.unwrap_or(snapshot);
+                    rounds += 1;
+                    continue;
+                }
             }
             if done.is_ok() && changes_directory(&operation) {
                 self.directory.look().await;
@@ -178,6 +239,7 @@ impl Broker {
             objects,
             guarded,
             snapshot: Arc::clone(snapshot),
+            rounds: 1,
             _places: places,
         })
     }
@@ -225,6 +287,18 @@ impl Broker {
     }
 }
 
+async fn read_alone<'a, T, R>(
+    mut work: OperatorWork<'a>,
+    read: &impl Fn(Arc<Operator>) -> R,
+) -> Result<Allowed<T>, Error>
+where
+    R: Future<Output = Result<Read<T>, Error>>,
+{
+    let Read { value, operation, as_of: _ } = read(Arc::clone(&work.operator)).await?;
+    work.state(operation);
+    work.allow(value).await
+}
+
 /// Whether the operation changes what the directory holds.
 fn changes_directory(operation: &Operation) -> bool {
     matches!(
@@ -263,11 +337,43 @@ pub(crate) struct Operator {
     guarded: Option<(Guard, Plan)>,
     /// What all this was decided on.
     snapshot: Arc<Snapshot>,
+    /// How often it was decided, with this time.
+    rounds: u32,
     /// Among those in work, until the operation is done.
     pub(super) _places: Places,
 }
 
+/// What an operator's read found.
+pub(super) struct Read<T> {
+    pub(super) value: T,
+    /// What its entry states.
+    pub(super) operation: Operation,
+    /// The secrets that this names have not changed since then, where that matters.
+    pub(super) as_of: Option<AsOf>,
+}
+
 impl Operator {
+    /// Whether a second person had to sign the operation.
+    pub(super) fn is_guarded(&self) -> bool {
+        self.guarded.is_some()
+    }
+
+    /// Whether what it reads may come from a cache, for its entry to confirm. That is tried once: what others write all the
+    /// time has always changed again by then.
+    pub(super) fn may_read_cache(&self) -> bool {
+        !self.is_guarded() && self.rounds == 1
+    }
+
+    /// What allows the operation, to be confirmed in the transaction of its entry.
+    pub(super) fn as_basis(&self, operation: &Operation, as_of: Option<AsOf>) -> Basis {
+        let revision = guardable(operation).map(|_| self.snapshot.revision());
+        let admin_token = match self.caller.kind() {
+            OperatorKind::Identity(_) => None,
+            OperatorKind::InitialAdministrator => Some(self.caller.name().to_owned()),
+        };
+        Basis { objects: self.basis.clone(), admin_token, revision, as_of, lease: None }
+    }
+
     /// Whether what allows the operation still stands. Where a rule could guard the operation that is all that is
     /// declared, since no rule may have come to guard it meanwhile.
     async fn stands(&self, tx: &mut Tx, operation: &Operation) -> Result<bool, Error> {

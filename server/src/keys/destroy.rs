@@ -98,7 +98,7 @@ impl Broker {
             Ok(Some(found)) => Ok(found),
             Err(error) => Err(error),
         };
-        tried.unwrap_or_else(|error| match key_references::is_lock_timeout(&error) {
+        tried.unwrap_or_else(|error| match error.is_lock_timeout() {
             true => Attempt::Locked,
             false => Attempt::Failed(detail(error)),
         })

@@ -245,8 +245,7 @@ impl Broker {
     /// # Errors
     /// `Sealed`; those of Postgres.
     pub(crate) async fn beat(&self) -> Result<(), Error> {
-        let silent = || Error::Database(sqlx::Error::PoolTimedOut);
-        timeout(BEAT_MAX, self.try_beat()).await.unwrap_or_else(|_| Err(silent()))
+        timeout(BEAT_MAX, self.try_beat()).await.unwrap_or_else(|_| Err(Error::database_silent()))
     }
 
     async fn try_beat(&self) -> Result<(), Error> {

@@ -358,14 +358,28 @@ impl Keyring {
         connection: &mut PgConnection,
         version: &StoredVersion,
     ) -> Result<Fields, Error> {
+        if let Some(opened) = self.open_by_held_key(version) {
+            return opened;
+        }
+        let kek = self.kek(connection, version.keyspace_id, version.kek_id, version.kek_version).await?;
+        self.open_by(&kek, version)
+    }
+
+    /// The same without asking Postgres; absent when the KEK was not unwrapped yet.
+    pub fn open_by_held_key(&self, version: &StoredVersion) -> Option<Result<Fields, Error>> {
+        let kek = self.cached(version.kek_id)?;
+        let in_place = kek.in_place(version.kek_id, Some(version.keyspace_id), version.kek_version);
+        Some(in_place.and_then(|kek| self.open_by(&kek, version)))
+    }
+
+    fn open_by(&self, kek: &Kek, version: &StoredVersion) -> Result<Fields, Error> {
         let corrupt = |why: &dyn ToString| {
             Error::Corrupt(format!("{} version {}: {}", version.path, version.version, why.to_string()))
         };
         if !KeyState::parse(&version.kek_state).is_some_and(KeyState::unwraps) {
             return Err(corrupt(&format!("the key that wraps it is {}", version.kek_state)));
         }
-        let kek = self.kek(connection, version.keyspace_id, version.kek_id, version.kek_version).await?;
-        let plaintext = self.open_payload(&kek, &version.dek(), version, &version.payload)?;
+        let plaintext = self.open_payload(kek, &version.dek(), version, &version.payload)?;
         Fields::decode(plaintext).map_err(|error| corrupt(&error))
     }
 

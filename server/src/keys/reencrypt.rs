@@ -79,10 +79,10 @@ impl Broker {
     pub(crate) async fn without_compromised_keys(
         &self,
         keyring: &Arc<Keyring>,
-        mut versions: Vec<StoredVersion>,
-    ) -> Result<Vec<StoredVersion>, Error> {
+        mut versions: Vec<Arc<StoredVersion>>,
+    ) -> Result<Vec<Arc<StoredVersion>>, Error> {
         let is_compromised =
-            |version: &&mut StoredVersion| version.kek_state == KeyState::Compromised.as_str();
+            |version: &&mut Arc<StoredVersion>| version.kek_state == KeyState::Compromised.as_str();
         for version in versions.iter_mut().filter(is_compromised) {
             self.reencrypt_one(keyring, version).await?;
             let mut connection = self.store.connection().await?;
@@ -92,7 +92,7 @@ impl Broker {
                 &version.path,
                 version.version,
             );
-            *version = anew.await?.ok_or_else(|| {
+            *version = anew.await?.map(Arc::new).ok_or_else(|| {
                 Error::Conflict(format!("{} was changed meanwhile: try again", version.path))
             })?;
         }

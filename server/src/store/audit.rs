@@ -46,10 +46,6 @@ pub struct Filter {
 /// Those of Postgres.
 pub async fn append(connection: &mut PgConnection, at: OffsetDateTime, entry: &Entry) -> Result<i64, Error> {
     let bytes = entry.to_bytes();
-    let outcome = match entry.outcome {
-        Outcome::Allowed => "allowed",
-        Outcome::Refused { .. } => "refused",
-    };
     Ok(sqlx::query_scalar!(
         "WITH head AS (UPDATE audit_head SET size = size + 1 RETURNING size - 1 AS index)
          INSERT INTO audit_entries (index, at, operation, actor, outcome, paths, entry, leaf_hash, generation)
@@ -57,7 +53,7 @@ pub async fn append(connection: &mut PgConnection, at: OffsetDateTime, entry: &E
         at,
         entry.operation.name(),
         entry.actor.name(),
-        outcome,
+        outcome(entry),
         &entry.operation.paths(),
         bytes,
         &leaf_hash(&bytes)[..],
@@ -65,6 +61,89 @@ pub async fn append(connection: &mut PgConnection, at: OffsetDateTime, entry: &E
     )
     .fetch_one(connection)
     .await?)
+}
+
+/// Locks the head row until the transaction ends, and gives the number of entries: the next one's index.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn lock(connection: &mut PgConnection) -> Result<i64, Error> {
+    Ok(sqlx::query_scalar!("SELECT size FROM audit_head FOR UPDATE").fetch_one(connection).await?)
+}
+
+/// Appends entries at `first_index`, which is the size of the log, whose head row is locked.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn append_all(
+    connection: &mut PgConnection,
+    first_index: i64,
+    at: OffsetDateTime,
+    entries: &[Entry],
+) -> Result<(), Error> {
+    let mut rows = EntryRows::default();
+    entries.iter().for_each(|entry| rows.push(entry));
+    sqlx::query!(
+        "WITH head AS (UPDATE audit_head SET size = $1::bigint + cardinality($3::text[]))
+         INSERT INTO audit_entries (index, at, operation, actor, outcome, paths, entry, leaf_hash, generation)
+         SELECT $1::bigint + new.place - 1, $2, new.operation, new.actor, new.outcome,
+                ($6::text[])[new.first_path:new.last_path], new.entry, new.leaf_hash, new.generation
+         FROM UNNEST($3::text[], $4::text[], $5::text[], $7::integer[], $8::integer[], $9::bytea[], $10::bytea[],
+                     $11::bigint[]) WITH ORDINALITY
+              AS new (operation, actor, outcome, first_path, last_path, entry, leaf_hash, generation, place)",
+        first_index,
+        at,
+        &rows.operations as _,
+        &rows.actors as _,
+        &rows.outcomes as _,
+        &rows.paths,
+        &rows.first_paths,
+        &rows.last_paths,
+        &rows.entries,
+        &rows.leaf_hashes,
+        &rows.generations as _
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The columns of entries that are to be written. Postgres has no arrays of arrays of different lengths, so the paths of
+/// all entries are one array, of which each has a slice.
+#[derive(Default)]
+struct EntryRows<'a> {
+    operations: Vec<&'static str>,
+    actors: Vec<&'a str>,
+    outcomes: Vec<&'static str>,
+    paths: Vec<String>,
+    first_paths: Vec<i32>,
+    last_paths: Vec<i32>,
+    entries: Vec<Vec<u8>>,
+    leaf_hashes: Vec<Vec<u8>>,
+    generations: Vec<Option<i64>>,
+}
+
+impl<'a> EntryRows<'a> {
+    fn push(&mut self, entry: &'a Entry) {
+        let place = |paths: &[String]| i32::try_from(paths.len()).unwrap_or(i32::MAX);
+        self.first_paths.push(place(&self.paths) + 1);
+        self.paths.extend(entry.operation.paths());
+        self.last_paths.push(place(&self.paths));
+        self.operations.push(entry.operation.name());
+        self.actors.push(entry.actor.name());
+        self.outcomes.push(outcome(entry));
+        self.generations.push(entry.generation.map(u64::cast_signed));
+        let bytes = entry.to_bytes();
+        self.leaf_hashes.push(leaf_hash(&bytes).to_vec());
+        self.entries.push(bytes);
+    }
+}
+
+fn outcome(entry: &Entry) -> &'static str {
+    match entry.outcome {
+        Outcome::Allowed => "allowed",
+        Outcome::Refused { .. } => "refused",
+    }
 }
 
 /// Up to `limit` entries that match, newest first; fewer when they are large. Only an empty page is the end.
@@ -143,6 +222,34 @@ pub async fn leaf_hash_at(connection: &mut PgConnection, index: i64) -> Result<O
 /// Those of Postgres.
 pub async fn oldest_index(connection: &mut PgConnection) -> Result<Option<i64>, Error> {
     Ok(sqlx::query_scalar!("SELECT min(index) FROM audit_entries").fetch_one(connection).await?)
+}
+
+/// A change of guarded rows, as its entry's row states it.
+pub struct Change {
+    /// The operation's name.
+    pub operation: String,
+    /// The secrets that it concerns.
+    pub paths: Vec<String>,
+}
+
+/// The changes of guarded rows from the entry `first_index` on, oldest first: `limit` at most.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn changes(
+    connection: &mut PgConnection,
+    first_index: i64,
+    limit: i64,
+) -> Result<Vec<Change>, Error> {
+    Ok(sqlx::query_as!(
+        Change,
+        "SELECT operation, paths FROM audit_entries WHERE index >= $1 AND generation IS NOT NULL
+         ORDER BY index LIMIT $2",
+        first_index,
+        limit
+    )
+    .fetch_all(connection)
+    .await?)
 }
 
 /// When the last entry was written.

@@ -112,6 +112,27 @@ pub async fn find(connection: &mut PgConnection, macs: &RowMacs) -> Result<Stand
     .checked(macs)
 }
 
+/// Generation and revision as they stand, unchecked.
+pub struct Marks {
+    /// Of the head.
+    pub generation: i64,
+    /// Of what is declared.
+    pub revision: i64,
+}
+
+/// The generation and the revision alone.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn marks(connection: &mut PgConnection) -> Result<Marks, Error> {
+    Ok(sqlx::query_as!(
+        Marks,
+        r#"SELECT generation, (SELECT revision FROM object_revision) AS "revision!" FROM integrity_head"#
+    )
+    .fetch_one(connection)
+    .await?)
+}
+
 /// The head, locked after the audit log's: so the next entry is this transaction's, and so is the next generation.
 ///
 /// # Errors
@@ -154,6 +175,19 @@ impl Standing {
             head.use_plan(plan, expires_at, now)?;
         }
         Ok(head)
+    }
+}
+
+impl Standing {
+    /// The head after `count` changes, each with an entry of its own, which raise the generations of labels and versions by
+    /// `secrets` together.
+    pub fn after_all(&self, count: i64, secrets: i64) -> Head {
+        Head {
+            generation: self.head.generation + count,
+            audit_index: self.audit_size + count - 1,
+            secrets_sum: self.head.secrets_sum + secrets,
+            ..self.head.clone()
+        }
     }
 }
 

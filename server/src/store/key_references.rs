@@ -32,7 +32,7 @@ pub struct ForeignKey {
 /// ends, whatever table it is of; reads go on.
 ///
 /// # Errors
-/// Those of Postgres; `is_lock_timeout` when another transaction holds a reference for longer than half a second.
+/// Those of Postgres; `Error::is_lock_timeout` when another transaction holds a reference for longer than half a second.
 pub async fn lock(connection: &mut PgConnection) -> Result<(), Error> {
     // Whoever writes a secret waits behind this.
     sqlx::query!("SET LOCAL lock_timeout = '500ms'").execute(&mut *connection).await?;
@@ -40,13 +40,6 @@ pub async fn lock(connection: &mut PgConnection) -> Result<(), Error> {
     // An entry that another transaction appends after the snapshot would fail this one, again and again.
     sqlx::query!("LOCK TABLE audit_head IN EXCLUSIVE MODE").execute(connection).await?;
     Ok(())
-}
-
-/// Whether a lock was not to be had in time.
-pub fn is_lock_timeout(error: &Error) -> bool {
-    let Error::Database(sqlx::Error::Database(error)) = error else { return false };
-    // lock_not_available
-    error.code().as_deref() == Some("55P03")
 }
 
 /// All foreign keys to `keks`, by table.

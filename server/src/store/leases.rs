@@ -1,5 +1,7 @@
 //! Table `leases`: since when pods have had secrets under app roles that limit how long they have them.
 
+use std::collections::BTreeMap;
+
 use sqlx::PgConnection;
 use time::{Date, OffsetDateTime};
 use uuid::Uuid;
@@ -7,7 +9,7 @@ use uuid::Uuid;
 use crate::error::Error;
 
 /// Whose lease it is. All of it comes from what was verified, nothing from what a caller names.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Holder {
     /// The issuer object of the pod's cluster.
     pub issuer_id: Uuid,
@@ -17,33 +19,51 @@ pub struct Holder {
     pub role_id: Uuid,
 }
 
-/// Gives when the holder's lease began, which is `now` for a new one, and keeps the row at least until `forget_on`.
+struct Row {
+    issuer_id: Uuid,
+    pod_uid: String,
+    role_id: Uuid,
+    started_at: OffsetDateTime,
+}
+
+/// Renews leases, each at least until its day, and begins those that are new. Gives when each began: `now` for a new one.
 ///
 /// # Errors
-/// `Busy` when the role or the issuer was deleted meanwhile; those of Postgres.
+/// `Busy` when a role or an issuer was deleted meanwhile; those of Postgres.
 pub async fn renew(
     connection: &mut PgConnection,
-    holder: &Holder,
+    leases: &BTreeMap<Holder, Date>,
     now: OffsetDateTime,
-    forget_on: Date,
-) -> Result<OffsetDateTime, Error> {
-    sqlx::query_scalar!(
-        "INSERT INTO leases (issuer_id, pod_uid, role_id, started_at, forget_on) VALUES ($1, $2, $3, $4, $5)
+) -> Result<BTreeMap<Holder, OffsetDateTime>, Error> {
+    let issuer_ids: Vec<_> = leases.keys().map(|holder| holder.issuer_id).collect();
+    let pod_uids: Vec<_> = leases.keys().map(|holder| holder.pod_uid.clone()).collect();
+    let role_ids: Vec<_> = leases.keys().map(|holder| holder.role_id).collect();
+    let forget_on: Vec<_> = leases.values().copied().collect();
+    // In the map's order, so that two transactions that renew the same leases wait for each other and not crosswise.
+    let rows = sqlx::query_as!(
+        Row,
+        "INSERT INTO leases (issuer_id, pod_uid, role_id, started_at, forget_on)
+         SELECT issuer_id, pod_uid, role_id, $1, forget_on
+         FROM UNNEST($2::uuid[], $3::text[], $4::uuid[], $5::date[]) AS new (issuer_id, pod_uid, role_id, forget_on)
          ON CONFLICT (issuer_id, pod_uid, role_id)
              DO UPDATE SET forget_on = greatest(leases.forget_on, excluded.forget_on)
-         RETURNING started_at",
-        holder.issuer_id,
-        holder.pod_uid,
-        holder.role_id,
+         RETURNING issuer_id, pod_uid, role_id, started_at",
         now,
-        forget_on
+        &issuer_ids,
+        &pod_uids,
+        &role_ids,
+        &forget_on
     )
-    .fetch_one(connection)
+    .fetch_all(connection)
     .await
     .map_err(|error| match error.as_database_error() {
         Some(cause) if cause.is_foreign_key_violation() => Error::Busy,
         _ => error.into(),
-    })
+    })?;
+    let begun = |row: Row| {
+        (Holder { issuer_id: row.issuer_id, pod_uid: row.pod_uid, role_id: row.role_id }, row.started_at)
+    };
+    Ok(rows.into_iter().map(begun).collect())
 }
 
 /// Removes some of the leases whose pods have not asked for long. Waits for no other transaction.

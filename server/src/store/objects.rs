@@ -1,5 +1,7 @@
 //! Table `objects`: what operators declare.
 
+use std::collections::HashSet;
+
 use futures_util::TryStreamExt as _;
 use keyfold_core::{
     name::ObjectName,
@@ -282,7 +284,7 @@ pub async fn remac(tx: &mut Tx, macs: &RowMacs) -> Result<u64, Error> {
 }
 
 /// An object in one of its generations: what a decision rests on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Standing {
     /// The object's id, so that one that was deleted and created again is another.
     pub id: Uuid,
@@ -305,6 +307,28 @@ pub async fn stand_unchanged(connection: &mut PgConnection, basis: &[Standing]) 
     .fetch_one(connection)
     .await?;
     Ok(usize::try_from(standing) == Ok(basis.len()))
+}
+
+/// Those of `basis` that are as they were read.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn unchanged(
+    connection: &mut PgConnection,
+    basis: &HashSet<Standing>,
+) -> Result<HashSet<Standing>, Error> {
+    let basis: Vec<_> = basis.iter().copied().collect();
+    let (ids, generations) = unzipped(&basis);
+    let rows = sqlx::query!(
+        "SELECT id, generation FROM objects
+         JOIN UNNEST($1::uuid[], $2::bigint[]) AS wanted (id, generation) USING (id, generation)",
+        &ids,
+        &generations
+    )
+    .fetch_all(connection)
+    .await?;
+    let standing = |id, generation: i64| Standing { id, generation: generation.cast_unsigned() };
+    Ok(rows.into_iter().map(|row| standing(row.id, row.generation)).collect())
 }
 
 fn unzipped(basis: &[Standing]) -> (Vec<Uuid>, Vec<i64>) {

@@ -1,5 +1,7 @@
 //! Table `secret_labels`: which version is current, previous or pending.
 
+use std::collections::HashMap;
+
 use keyfold_core::row_mac::RowEncoder;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -35,51 +37,66 @@ impl Guarded for Label<'_> {
     }
 }
 
-/// Points `current` at `version`, and `previous` at the version that was current.
+/// A version that is to be a secret's current one.
+pub struct NewCurrent {
+    /// The secret.
+    pub secret_id: Uuid,
+    /// The version.
+    pub version: i32,
+    /// The one that the same transaction wrote before it, which then was current for a moment.
+    pub replaced: Option<i32>,
+}
+
+/// Points `current` at these versions, of one secret each, and `previous` at those that were current.
 ///
 /// # Errors
 /// Those of Postgres; `Integrity`.
 pub async fn make_current(
     tx: &mut Tx,
     macs: &RowMacs,
-    secret_id: Uuid,
-    version: i32,
+    new: &[NewCurrent],
     at: OffsetDateTime,
 ) -> Result<(), Error> {
-    let (current, previous) = locked(tx, macs, secret_id).await?;
-    let mut next = Vec::with_capacity(2);
-    match current {
-        Some((before, _)) if before == version => return Ok(()),
-        Some((before, generation)) => {
-            let previous = previous.map_or(0, |(_, generation)| generation);
-            next.push(Label { secret_id, label: "previous", version: before, generation: previous + 1 });
-            next.push(Label { secret_id, label: "current", version, generation: generation + 1 });
+    let places = locked(tx, macs, new).await?;
+    let mut next = Vec::with_capacity(2 * new.len());
+    for &NewCurrent { secret_id, version, replaced } in new {
+        let (current, previous) = places.get(&secret_id).copied().unwrap_or_default();
+        let before = replaced.or(current.map(|(version, _)| version));
+        if before == Some(version) {
+            continue;
         }
-        None => next.push(Label { secret_id, label: "current", version, generation: 1 }),
+        let generation = |place: Option<Place>| place.map_or(0, |(_, generation)| generation) + 1;
+        if let Some(before) = before {
+            let generation = generation(previous);
+            next.push(Label { secret_id, label: "previous", version: before, generation });
+        }
+        next.push(Label { secret_id, label: "current", version, generation: generation(current) });
     }
-    write(tx, macs, &next, at).await
+    if next.is_empty() { Ok(()) } else { write(tx, macs, &next, at).await }
 }
 
 /// Version and generation of a label.
 type Place = (i32, i64);
 
-/// Where `current` and `previous` point; their rows stay locked until the transaction ends.
+/// Where `current` and `previous` of each secret point; their rows stay locked until the transaction ends.
 async fn locked(
     tx: &mut Tx,
     macs: &RowMacs,
-    secret_id: Uuid,
-) -> Result<(Option<Place>, Option<Place>), Error> {
+    new: &[NewCurrent],
+) -> Result<HashMap<Uuid, (Option<Place>, Option<Place>)>, Error> {
+    let secret_ids: Vec<_> = new.iter().map(|new| new.secret_id).collect();
     let rows = sqlx::query!(
-        "SELECT label, version, generation, mac FROM secret_labels
-         WHERE secret_id = $1 AND label IN ('current', 'previous') ORDER BY label FOR UPDATE",
-        secret_id
+        "SELECT secret_id, label, version, generation, mac FROM secret_labels
+         WHERE secret_id = ANY ($1) AND label IN ('current', 'previous') ORDER BY secret_id, label FOR UPDATE",
+        &secret_ids
     )
     .fetch_all(&mut **tx)
     .await?;
-    let mut places = (None, None);
+    let mut places = HashMap::<_, (Option<Place>, Option<Place>)>::new();
     for row in rows {
-        let (version, generation) = (row.version, row.generation);
+        let (secret_id, version, generation) = (row.secret_id, row.version, row.generation);
         macs.check(&Label { secret_id, label: &row.label, version, generation }, &row.mac)?;
+        let places = places.entry(secret_id).or_default();
         let place = if row.label == "current" { &mut places.0 } else { &mut places.1 };
         *place = Some((version, generation));
     }

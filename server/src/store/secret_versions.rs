@@ -107,42 +107,58 @@ pub struct VersionSummary {
     pub kek_version: Option<i32>,
 }
 
-/// Adds a version.
+/// A version that is to be added.
+pub struct NewVersion {
+    /// The secret.
+    pub secret_id: Uuid,
+    /// The version's number.
+    pub version: i32,
+    /// The encrypted fields.
+    pub payload: Vec<u8>,
+    /// Who wrote it.
+    pub created_by: String,
+}
+
+/// Adds versions.
 ///
 /// # Errors
 /// Those of Postgres.
 pub async fn insert(
     tx: &mut Tx,
     macs: &RowMacs,
-    secret_id: Uuid,
-    version: i32,
-    payload: &[u8],
+    versions: &[NewVersion],
     created_at: OffsetDateTime,
-    created_by: &str,
 ) -> Result<(), Error> {
-    let mac = macs.seal(&VersionState {
-        secret_id,
-        version,
-        generation: 1,
-        deleted_at: None,
-        destroyed_at: None,
-        exposed_at: None,
-        exposed_kek_version: None,
-        mac: Vec::new(),
-    })?;
+    let mac = |new: &NewVersion| {
+        macs.seal(&VersionState {
+            secret_id: new.secret_id,
+            version: new.version,
+            generation: 1,
+            deleted_at: None,
+            destroyed_at: None,
+            exposed_at: None,
+            exposed_kek_version: None,
+            mac: Vec::new(),
+        })
+    };
+    let sealed = versions.iter().map(mac).collect::<Result<Vec<_>, _>>()?;
+    let secret_ids: Vec<_> = versions.iter().map(|new| new.secret_id).collect();
+    let numbers: Vec<_> = versions.iter().map(|new| new.version).collect();
+    let payloads: Vec<_> = versions.iter().map(|new| new.payload.as_slice()).collect();
+    let creators: Vec<_> = versions.iter().map(|new| new.created_by.as_str()).collect();
     sqlx::query!(
-        "INSERT INTO secret_versions (secret_id, version, payload, created_at, created_by, generation, mac)
-         VALUES ($1, $2, $3, $4, $5, 1, $6)",
-        secret_id,
-        version,
-        payload,
-        created_at,
-        created_by,
-        mac
+        "INSERT INTO secret_versions (secret_id, version, payload, created_by, mac, created_at, generation)
+         SELECT *, $6, 1 FROM UNNEST($1::uuid[], $2::integer[], $3::bytea[], $4::text[], $5::bytea[])",
+        &secret_ids,
+        &numbers,
+        &payloads as _,
+        &creators as _,
+        &sealed,
+        created_at
     )
     .execute(&mut **tx)
     .await?;
-    tx.changes().secrets += 1;
+    tx.changes().secrets += versions.len().cast_signed() as i64;
     Ok(())
 }
 

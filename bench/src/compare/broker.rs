@@ -1,0 +1,277 @@
+//! Keyfold's side: a server on a Postgres of its own, and callers that ask it through the public contract.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use keyfold::{
+    args::{Format, Global},
+    client::Client,
+    dev::{postgres::Postgres, server::Server, tokens::AUDIENCE},
+};
+use keyfold_proto::{
+    channel,
+    keyfold::v1::{
+        Field, GetSecretRequest, IssueSecretsRequest, ListSecretsRequest, PutSecretRequest, SecretReference,
+        secret_service_client::SecretServiceClient, workload_service_client::WorkloadServiceClient,
+    },
+};
+use keyfold_tests::{Database, server_setup};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::Mutex;
+use tonic::{Request, metadata::AsciiMetadataValue, transport::Channel};
+
+use super::{
+    database,
+    meter::Meter,
+    stored::{self, FIELD, KEYSPACE},
+    tokens::{APPS, Mint, PodToken, service_account},
+};
+
+const DATABASE: &str = "keyfold";
+/// The most that one page lists.
+const PAGE_MAX: u32 = 1000;
+/// An answer with a page of names of 21 bytes is far shorter.
+const ANSWER_LEN_MAX: usize = 4 * 1024 * 1024;
+
+/// A server, stopped when dropped.
+pub(super) struct Broker {
+    server: Mutex<Server>,
+    pid: std::sync::Mutex<u32>,
+    mint: Arc<Mint>,
+    url: String,
+    ca_pem: Vec<u8>,
+    database: Database,
+    _folder: TempDir,
+}
+
+impl Broker {
+    /// Starts Postgres and the server, and declares issuer, keyspace and roles. `settings` are top-level keys of the server's
+    /// configuration.
+    ///
+    /// # Panics
+    /// When a part does not start or refuses.
+    pub(super) async fn start(mint: Arc<Mint>, settings: &[(String, Value)]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let postgres = database::start(DATABASE);
+        let access = postgres.access().clone();
+        let database = Database { access, name: DATABASE.into(), own: Some(postgres) };
+        let setup = server_setup(folder.path(), "server", &database);
+        // All callers come from one address, which stands for many, and so does the one operator.
+        let limits = json!({
+            "concurrent_requests": 512, "requests_per_peer": 512, "requests_per_operator": 512,
+            "connections_per_peer": 512,
+        });
+        setup.configure("limits", limits).expect("the configuration can be written");
+        let keys = folder.path().join("issuers");
+        fs::create_dir(&keys).expect("a folder");
+        let jwks = json!({"keys": [mint.minter().key.jwk()]});
+        fs::write(keys.join("jwks.json"), jwks.to_string()).expect("the keys can be written");
+        setup.configure("jwks_dir", json!(keys)).expect("the configuration can be written");
+        for (key, value) in settings {
+            setup.configure(key, value.clone()).expect("the configuration can be written");
+        }
+        setup.migrate().expect("the database can be set up");
+        let mut server = Server::start(&setup).await.expect("the server starts");
+        server.initialise().await.expect("the installation can be initialised");
+        declare(&server, &mint).await;
+        let ca_pem = fs::read(setup.ca_file()).expect("the CA can be read");
+        let pid = std::sync::Mutex::new(server.process.pid());
+        let (url, server) = (setup.url(), Mutex::new(server));
+        Self { server, pid, mint, url, ca_pem, database, _folder: folder }
+    }
+
+    /// Where its figures come from.
+    pub(super) fn meter(&self) -> Meter {
+        let postgres = (database::pid(self.postgres()), self.database.access.clone(), DATABASE);
+        Meter { server: *self.pid.lock().expect("nobody panicked"), postgres: Some(postgres) }
+    }
+
+    /// Its Postgres.
+    pub(super) fn postgres(&self) -> &Postgres {
+        self.database.own.as_ref().expect("it has one of its own")
+    }
+
+    /// Stops the server in order.
+    pub(super) async fn stop(&self) {
+        self.server.lock().await.stop();
+    }
+
+    /// Starts it again, on the same port.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub(super) async fn launch(&self) {
+        let mut server = self.server.lock().await;
+        *server = Server::start(&server.setup().clone()).await.expect("the server starts again");
+        *self.pid.lock().expect("nobody panicked") = server.process.pid();
+    }
+
+    /// The administrator's client.
+    ///
+    /// # Panics
+    /// When its files cannot be read.
+    pub(super) async fn administrator(&self) -> Client {
+        let server = self.server.lock().await;
+        Client::operator(&Global {
+            server: Some(self.url.clone()),
+            ca_file: Some(server.setup().ca_file()),
+            token_file: Some(server.setup().admin_token_file()),
+            approval: None,
+            output: Format::Table,
+            timeout: Duration::from_secs(60),
+        })
+        .expect("the server's files are there")
+    }
+
+    /// So many callers. Drivers share a connection a node, as they do in a cluster; each operator has a connection.
+    pub(super) fn callers(&self, count: usize, nodes: usize) -> Vec<BrokerCaller> {
+        let drivers: Arc<[Driver]> = (0..nodes).map(|node| self.driver(node)).collect();
+        let operator = bearer(&self.mint.of("operator", "operator-0", 0));
+        let caller = |_| BrokerCaller {
+            drivers: Arc::clone(&drivers),
+            secrets: SecretServiceClient::new(self.channel()).max_decoding_message_size(ANSWER_LEN_MAX),
+            operator: operator.clone(),
+        };
+        (0..count).map(caller).collect()
+    }
+
+    fn driver(&self, node: usize) -> Driver {
+        let workload = WorkloadServiceClient::new(self.channel());
+        Driver { workload, token: bearer(&self.mint.of_driver(node)) }
+    }
+
+    fn channel(&self) -> Channel {
+        channel::connect_lazy(&self.url, &self.ca_pem).expect("the URL is good")
+    }
+}
+
+async fn declare(server: &Server, mint: &Mint) {
+    let issuer = json!({
+        "type": "kubernetes",
+        "url": mint.minter().issuer,
+        "audiences": [AUDIENCE],
+        "keys": {"file": "jwks.json"},
+        "drivers": [{"namespace": "keyfold-system", "serviceAccount": "keyfold-csi"}],
+    });
+    let all = format!("{KEYSPACE}/**");
+    let sub = format!("system:serviceaccount:{KEYSPACE}:operator");
+    let operator = json!({
+        "bind": [{"issuer": "dev", "claims": {"sub": [sub]}}],
+        "grants": [{"path": all, "allow": ["read", "list", "write"]}],
+    });
+    let apply = async |kind, name: &str, spec| {
+        server.apply(kind, name, &spec).await.expect("the object can be applied")
+    };
+    apply("Issuer", "dev", issuer).await;
+    apply("Keyspace", KEYSPACE, json!({})).await;
+    apply("OperatorRole", "operator", operator).await;
+    for app in (0..APPS).map(service_account) {
+        let role = json!({
+            "bind": [{"issuer": "dev", "namespaces": [KEYSPACE], "serviceAccounts": [app]}],
+            "grants": [{"path": all, "allow": ["read"]}],
+        });
+        apply("AppRole", &app, role).await;
+    }
+}
+
+/// The driver of a node, with its one connection.
+#[derive(Clone)]
+struct Driver {
+    workload: WorkloadServiceClient<Channel>,
+    token: AsciiMetadataValue,
+}
+
+/// Who asks Keyfold.
+pub(super) struct BrokerCaller {
+    drivers: Arc<[Driver]>,
+    secrets: SecretServiceClient<Channel>,
+    operator: AsciiMetadataValue,
+}
+
+impl BrokerCaller {
+    /// What a pod's start asks for, in one call.
+    ///
+    /// # Errors
+    /// Says what failed or what is wrong with the answer.
+    pub(super) async fn issue(&mut self, token: &PodToken, secrets: &[u32]) -> Result<(), String> {
+        let item = |secret: &u32| SecretReference { path: stored::path(*secret), optional: false };
+        let message = IssueSecretsRequest {
+            pod_token: token.jwt.clone(),
+            role: service_account(token.app),
+            items: secrets.iter().map(item).collect(),
+        };
+        let mut driver = self.drivers[token.node].clone();
+        let request = bearing(&driver.token, message);
+        let answer = driver.workload.issue_secrets(request).await.map_err(|status| status.to_string())?;
+        let issued = &answer.get_ref().secrets;
+        if issued.len() != secrets.len() {
+            return Err(format!("{} secrets instead of {}", issued.len(), secrets.len()));
+        }
+        let pairs = issued.iter().zip(secrets);
+        pairs.into_iter().try_for_each(|(issued, secret)| check(*secret, &issued.path, &issued.fields))
+    }
+
+    /// Reads one secret.
+    ///
+    /// # Errors
+    /// As for `issue`.
+    pub(super) async fn read(&mut self, secret: u32) -> Result<(), String> {
+        let message = GetSecretRequest { path: stored::path(secret), version: None };
+        let request = bearing(&self.operator, message);
+        let answer = self.secrets.get_secret(request).await.map_err(|status| status.to_string())?;
+        check(secret, &answer.get_ref().path, &answer.get_ref().fields)
+    }
+
+    /// Writes one secret.
+    ///
+    /// # Errors
+    /// As for `issue`.
+    pub(super) async fn write(&mut self, secret: u32) -> Result<(), String> {
+        let field = Field { name: FIELD.into(), value: stored::value(secret).into_bytes() };
+        let message =
+            PutSecretRequest { path: stored::path(secret), fields: vec![field], expected_version: None };
+        let request = bearing(&self.operator, message);
+        let answer = self.secrets.put_secret(request).await.map_err(|status| status.to_string())?;
+        if answer.get_ref().version > 0 { Ok(()) } else { Err("a write without a version".into()) }
+    }
+
+    /// How many secrets there are below a prefix, by listing them.
+    ///
+    /// # Errors
+    /// As for `issue`.
+    pub(super) async fn list(&mut self, prefix: &str) -> Result<usize, String> {
+        let (mut found, mut page_token) = (0, String::new());
+        loop {
+            let message = ListSecretsRequest { prefix: prefix.into(), page_size: PAGE_MAX, page_token };
+            let request = bearing(&self.operator, message);
+            let page = self.secrets.list_secrets(request).await.map_err(|status| status.to_string())?;
+            let page = page.into_inner();
+            found += page.secrets.len();
+            if page.next_page_token.is_empty() {
+                return Ok(found);
+            }
+            page_token = page.next_page_token;
+        }
+    }
+}
+
+fn check(secret: u32, path: &str, fields: &[Field]) -> Result<(), String> {
+    let expected = stored::path(secret);
+    if path != expected {
+        return Err(format!("{path} instead of {expected}"));
+    }
+    match fields {
+        [field] if field.name == FIELD && field.value == stored::value(secret).as_bytes() => Ok(()),
+        _ => Err(format!("{path} has another value than was written")),
+    }
+}
+
+fn bearer(token: &str) -> AsciiMetadataValue {
+    format!("Bearer {token}").parse().expect("a token is ASCII")
+}
+
+fn bearing<T>(bearer: &AsciiMetadataValue, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", bearer.clone());
+    request
+}
