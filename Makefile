@@ -7,7 +7,7 @@ KEYFOLD := target/debug/keyfold
 export DEBIAN_FRONTEND := noninteractive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fuzz bench bench-setup bench-timing bench-token-check bench-rotation sqlx
+.PHONY: help setup build demo test lint fuzz bench bench-setup bench-timing bench-token-check bench-rotation bench-micro bench-overload bench-soak sqlx
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -104,6 +104,18 @@ bench-token-check: ## Measure the check of a token, for the first time and from 
 bench-rotation: setup ## Measure rewrap and re-encryption of 100,000 secrets, and what pods notice, with BENCH_ARGS
 	$(CARGO) build --workspace --bins --locked --profile $(BENCH_PROFILE)
 	$(BENCH_BIN)/keyfold-bench rotation $(BENCH_ARGS)
+
+# Of the bench profile, which is the release profile's own: what `make bench` has built is not built anew.
+bench-micro: ## Measure what one request costs part by part, beside the machine's limits, with BENCH_ARGS
+	$(CARGO) bench --package keyfold-bench --bench micro --locked -- $(BENCH_ARGS)
+
+bench-overload: setup ## Measure twice the load that can be served, floods, and readers who do not read, with BENCH_ARGS
+	$(CARGO) build --workspace --bins --locked --profile $(BENCH_PROFILE)
+	$(BENCH_BIN)/keyfold-bench overload $(BENCH_ARGS)
+
+bench-soak: setup ## Look for growth under a load of ten minutes, with BENCH_ARGS
+	$(CARGO) build --workspace --bins --locked --profile $(BENCH_PROFILE)
+	$(BENCH_BIN)/keyfold-bench soak $(BENCH_ARGS)
 
 # sqlx's macros write what they learn of each query when they are given a database and SQLX_OFFLINE_DIR.
 sqlx: setup ## Write the queries' offline data (.sqlx) anew, from the migrations and the code

@@ -1,19 +1,19 @@
 //! Keyfold beside OpenBao: the same work, on the same machine, in the same run, in turn.
 
-mod broker;
+pub(crate) mod broker;
 mod cell;
-mod database;
+pub(crate) mod database;
 mod http;
-mod load;
-mod meter;
+pub(crate) mod load;
+pub(crate) mod meter;
 mod others;
 mod peer;
 mod report;
 mod sample;
-mod stand;
-mod stored;
-mod tokens;
-mod workload;
+pub(crate) mod stand;
+pub(crate) mod stored;
+pub(crate) mod tokens;
+pub(crate) mod workload;
 
 use std::{
     path::{Path, PathBuf},
@@ -77,7 +77,11 @@ enum Further {
     Batch,
 }
 
-fn setting(text: &str) -> Result<(String, Value), String> {
+/// A key and its value, of `KEY=JSON`.
+///
+/// # Errors
+/// Says what is wrong.
+pub(crate) fn setting(text: &str) -> Result<(String, Value), String> {
     let (key, json) = text.split_once('=').ok_or("give KEY=JSON")?;
     Ok((key.to_owned(), serde_json::from_str(json).map_err(|error| error.to_string())?))
 }

@@ -6,11 +6,16 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 mod compare;
+mod overload;
 mod report;
 mod rotation;
+mod soak;
 mod statistics;
 mod timing;
 mod token_check;
+
+use overload::cluster::{Half, run_on};
+mod token_stand;
 
 /// Measures Keyfold
 #[derive(Debug, Parser)]
@@ -32,20 +37,31 @@ enum Measurement {
     Rotation(rotation::Args),
     /// Measure Keyfold beside OpenBao: the same work on both, in turn
     Compare(compare::Args),
+    /// Measure what becomes of more requests than can be served, of one caller's flood, and of answers that nobody reads
+    Overload(overload::Args),
+    /// Look for growth of memory, files and connections under a load that lasts. Exits with 1 when there is some
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut runtime = match cli.measurement {
-        Measurement::Compare(_) => tokio::runtime::Builder::new_multi_thread(),
+        Measurement::Compare(_) | Measurement::Overload(_) | Measurement::Soak(_) => {
+            tokio::runtime::Builder::new_multi_thread()
+        }
         // One thread: then no wake-up of another one adds to what is measured.
         _ => tokio::runtime::Builder::new_current_thread(),
     };
+    if let Measurement::Overload(_) | Measurement::Soak(_) = cli.measurement {
+        runtime.on_thread_start(|| run_on(Half::Asking));
+    }
     let runtime = runtime.enable_all().build().expect("a runtime");
     match cli.measurement {
         Measurement::Timing(args) => runtime.block_on(timing::run(&args, &cli.out)),
         Measurement::Rotation(args) => runtime.block_on(rotation::run(&args, &cli.out)),
         Measurement::Compare(args) => runtime.block_on(compare::run(&args, &cli.out)),
+        Measurement::Overload(args) => runtime.block_on(overload::run(&args, &cli.out)),
+        Measurement::Soak(args) => runtime.block_on(soak::run(&args, &cli.out)),
         Measurement::TokenCheck(args) => runtime.block_on(token_check::run(&args, &cli.out)),
     }
 }

@@ -1,30 +1,18 @@
 //! What the check of a token costs in process: for the first time, which verifies RS256, and again, which is a SHA-256 and a
 //! look-up.
 
-use std::{fs, path::Path, process::ExitCode, sync::Arc, time::Instant};
+use std::{path::Path, process::ExitCode, time::Instant};
 
 use clap::Args as ClapArgs;
 use fastrand::Rng;
-use keyfold::dev::{
-    kubelet::Pod,
-    tokens::{AUDIENCE, Minter, SigningKey},
-};
-use keyfold_core::{
-    clock::{Clock as _, SystemClock},
-    name::ObjectName,
-    object::{Kind, Spec},
-};
-use keyfold_server::authn::{Authenticator, IssuerRecord};
 use serde_json::json;
-use tempfile::TempDir;
 
 use crate::{
     report::{micros, profile, write_json},
     statistics::{Interval, median_interval},
+    token_stand::TokenStand,
 };
 
-/// The issuer's URL; nothing is asked there.
-const URL: &str = "https://kubernetes.default.svc";
 /// Calls before the first one that counts.
 const WARM_UP: usize = 100;
 
@@ -36,29 +24,19 @@ pub(crate) struct Args {
     tokens: u32,
 }
 
-/// An authenticator, and who mints what it accepts.
-struct Bench {
-    authenticator: Authenticator,
-    issuers: [IssuerRecord; 1],
-    minter: Minter,
-    driver_token: String,
-    /// Holds the issuer's keys.
-    _folder: TempDir,
-}
-
 /// Measures, prints and writes.
 ///
 /// # Panics
 /// When a token is refused.
 pub(crate) async fn run(args: &Args, out: &Path) -> ExitCode {
-    let bench = Bench::new();
-    let tokens: Vec<_> = (0..args.tokens).map(|at| bench.token("payments", &format!("api-{at}"))).collect();
+    let stand = TokenStand::new(&[]);
+    let tokens: Vec<_> = (0..args.tokens).map(|at| stand.token("payments", &format!("api-{at}"))).collect();
     let mut rng = Rng::with_seed(1);
     let (mut firsts, mut cached) = (Vec::new(), Vec::new());
     for (at, token) in tokens.iter().enumerate() {
-        let first = bench.time(token).await;
+        let first = time(&stand, token).await;
         // Any that was checked before, not the one that the processor has just seen.
-        let again = bench.time(&tokens[rng.usize(..=at)]).await;
+        let again = time(&stand, &tokens[rng.usize(..=at)]).await;
         if at >= WARM_UP {
             // A call checks two tokens, and the driver's comes from the cache each time.
             cached.push(again / 2.0);
@@ -87,49 +65,9 @@ fn report(token_bytes: usize, first: Interval, cached: Interval, out: &Path) {
     write_json(out, "token-check.json", &figures);
 }
 
-impl Bench {
-    fn new() -> Self {
-        let minter = Minter { issuer: URL.into(), key: SigningKey::generate().expect("an RSA key") };
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let keys = json!({"keys": [minter.key.jwk()]});
-        fs::write(folder.path().join("jwks.json"), keys.to_string()).expect("the keys can be written");
-        let spec = json!({
-            "type": "kubernetes", "url": URL, "audiences": [AUDIENCE], "keys": {"file": "jwks.json"},
-            "drivers": [{"namespace": "keyfold-system", "serviceAccount": "keyfold-csi"}],
-        });
-        let Ok(Spec::Issuer(spec)) = Spec::parse(Kind::Issuer, &spec.to_string()) else {
-            panic!("the issuer is not accepted: {spec}");
-        };
-        let name = ObjectName::try_from("dev").expect("a name");
-        let clock = Arc::new(SystemClock);
-        let authenticator =
-            Authenticator::new(clock, Some(folder.path().to_owned())).expect("one backend of signatures");
-        let issuers = [IssuerRecord { name, generation: 1, spec }];
-        let mut bench = Self { authenticator, issuers, minter, driver_token: String::new(), _folder: folder };
-        bench.driver_token = bench.token("keyfold-system", "keyfold-csi");
-        bench
-    }
-
-    /// A token of a pod; its service account has the name of the pod's application.
-    fn token(&self, namespace: &str, name: &str) -> String {
-        let service_account = if name.starts_with("api-") { "api" } else { name };
-        let pod = Pod {
-            namespace: namespace.into(),
-            name: name.into(),
-            service_account: service_account.into(),
-            node: "dev-node".into(),
-            fs_group: None,
-        };
-        let token = self.minter.mint(&pod.token_request(), SystemClock.now()).expect("a token can be minted");
-        token.jwt.to_string()
-    }
-
-    /// How long a call takes that checks this token and the driver's, in nanoseconds.
-    async fn time(&self, token: &str) -> f64 {
-        let start = Instant::now();
-        let caller = self.authenticator.pod_caller(token, &self.driver_token, &self.issuers).await;
-        let nanos = start.elapsed().as_nanos() as f64;
-        caller.expect("the token is accepted");
-        nanos
-    }
+/// How long a call takes that checks this token and the driver's, in nanoseconds.
+async fn time(stand: &TokenStand, token: &str) -> f64 {
+    let start = Instant::now();
+    let _caller = stand.check(token).await;
+    start.elapsed().as_nanos() as f64
 }

@@ -21,6 +21,7 @@ use crate::{
     error::Error,
     listener::{ClientCertificate, Peer},
     shares::Shares,
+    turns::Turns,
 };
 
 mod approval;
@@ -44,6 +45,8 @@ pub struct Api {
     bootstrap_token_file: Option<PathBuf>,
     /// Requests that may be in work at once, of all network addresses and of each.
     places: Shares<IpAddr>,
+    /// Which of them are worked on.
+    turns: Turns,
     /// How long one may take.
     request_max: Duration,
 }
@@ -55,6 +58,7 @@ impl Api {
             broker,
             bootstrap_token_file,
             places: Shares::new(limits.concurrent_requests, limits.requests_per_peer),
+            turns: Turns::new(limits),
             request_max: Duration::from_secs(limits.request_secs),
         }
     }
@@ -80,15 +84,17 @@ impl Api {
     }
 
     /// What the broker is to know of a call: where it came from, and the token of its `authorization: Bearer` metadata.
-    /// It has a place among the requests in work, so that nothing is done for a call that finds none.
-    fn call<T>(&self, request: &Request<T>) -> Result<Call, Error> {
+    /// It has a place among the requests in work, and its turn, so that nothing is done for a call that gets none.
+    async fn call<T>(&self, request: &Request<T>) -> Result<Call, Error> {
         let bearer = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
         let token = bearer.and_then(|value| value.strip_prefix("Bearer "));
         let peer = request.extensions().get::<Peer>();
         let from = peer.map(|peer| peer.address);
-        let nowhere = IpAddr::from([0; 4]);
+        let address = from.unwrap_or(IpAddr::from([0; 4]));
+        let place = callers::place(&self.places, address, "the network address")?;
         Ok(Call {
-            _place: callers::place(&self.places, from.unwrap_or(nowhere), "the network address")?,
+            _turn: self.turns.of(address).await?,
+            _place: place,
             request_id: self.broker.new_request_id()?,
             from,
             certificate: peer.map_or(ClientCertificate::Missing, |peer| peer.certificate.clone()),

@@ -37,6 +37,7 @@ use crate::{
     secret_cache::SecretCache,
     shares::Share,
     store::{Isolation, Store, Tx, audit, integrity_head, secret_versions::StoredVersion},
+    turns::Turn,
 };
 
 pub mod approvals;
@@ -73,7 +74,7 @@ use puts::Puts;
 
 /// Why appending an entry needs no stronger isolation.
 pub(crate) const APPEND: Isolation =
-    Isolation::ReadCommitted { because: "the head row's lock orders all appends" };
+    Isolation::ReadCommittedPlannedOnce { because: "the head row's lock orders all appends" };
 
 /// Most bytes of one volume's secrets, encrypted, together.
 const ISSUE_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -119,6 +120,8 @@ pub struct Call {
     pub approval: Option<Uuid>,
     /// Its network address's place among the requests in work.
     pub(crate) _place: Share<IpAddr>,
+    /// Its turn to be worked on.
+    pub(crate) _turn: Turn,
 }
 
 impl Call {

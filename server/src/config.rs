@@ -267,13 +267,18 @@ pub struct Limits {
     pub request_bytes: usize,
     /// Requests in work at once, of all callers; a call that finds no place is refused.
     pub concurrent_requests: usize,
-    /// Those of one network address among them, whoever calls.
+    /// Requests worked on at once, while the others of them wait for their turn; 0 for 16 for each processor.
+    pub working_requests: usize,
+    /// How long a request may wait for its turn in a burst. Once all places have been taken for as long, a request waits
+    /// for as long as requests take at present, and then it is refused.
+    pub wait_millis: u64,
+    /// Requests in work of one network address, whoever calls.
     pub requests_per_peer: usize,
-    /// Those of one driver among them: of one node's pods together.
+    /// Those of one driver: of one node's pods together.
     pub requests_per_driver: usize,
-    /// Those of one pod among them.
+    /// Those of one pod.
     pub requests_per_pod: usize,
-    /// Those of one operator among them.
+    /// Those of one operator.
     pub requests_per_operator: usize,
     /// Requests in work at once on one connection.
     pub streams_per_connection: u32,
@@ -292,6 +297,8 @@ impl Default for Limits {
         Self {
             request_bytes: 1024 * 1024,
             concurrent_requests: 256,
+            working_requests: 0,
+            wait_millis: 200,
             requests_per_peer: 128,
             requests_per_driver: 64,
             requests_per_pod: 16,

@@ -36,6 +36,7 @@ use crate::{
     keys::{root::RootKeys, worker::Worker},
     listener,
     listener::ServingTls,
+    replies::Replies,
     seal,
     seal::Seal,
     secret_cache::SecretCache,
@@ -192,6 +193,7 @@ impl Bound {
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .layer(MapRequestLayer::new(move |request| arrivals.bound(request)))
+            .layer(Replies::default())
             .add_routes(services)
             .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
         // A caller that keeps its connection open cannot keep the server from stopping.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use sqlx::{
-    PgConnection, PgPool,
+    Executor as _, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgSslMode},
 };
 use tokio::time::Instant;
@@ -25,6 +25,7 @@ use crate::{
 
 pub mod admin_tokens;
 pub mod audit;
+pub mod bases;
 pub mod ca_certificates;
 pub mod deks;
 pub mod destruction_certificates;
@@ -65,7 +66,7 @@ const ROOT_CHANGE_POLL: Duration = Duration::from_millis(100);
 macro_rules! bounds {
     () => {
         "; SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL lock_timeout = '10s'; \
-         SET LOCAL statement_timeout = '30s'; SET LOCAL synchronous_commit = on"
+         SET LOCAL statement_timeout = '30s'; SET LOCAL synchronous_commit = on; SET LOCAL plan_cache_mode = auto"
     };
 }
 
@@ -89,6 +90,12 @@ pub enum Isolation {
     Serializable,
     /// Each statement sees what is committed. The reason says why that is enough.
     ReadCommitted {
+        /// Why.
+        because: &'static str,
+    },
+    /// The same, for the few statements that run all the time: Postgres plans each once for a connection, whatever its
+    /// parameters, instead of anew for those of each run.
+    ReadCommittedPlannedOnce {
         /// Why.
         because: &'static str,
     },
@@ -166,6 +173,12 @@ impl Store {
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(patience_secs))
+                // Single statements are look-ups by key: planned anew for the values of each run they take twice as long.
+                .after_connect(|connection, _| {
+                    Box::pin(async move {
+                        connection.execute("SET plan_cache_mode = force_generic_plan").await.map(drop)
+                    })
+                })
                 .connect_lazy_with(options.clone())
         };
         Ok(Self {
@@ -269,6 +282,11 @@ impl Store {
             Isolation::ReadCommitted { because: _ } => {
                 concat!("BEGIN ISOLATION LEVEL READ COMMITTED", bounds!())
             }
+            Isolation::ReadCommittedPlannedOnce { because: _ } => concat!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED",
+                bounds!(),
+                "; SET LOCAL plan_cache_mode = force_generic_plan"
+            ),
         };
         Ok(Tx {
             postgres: self.pool.begin_with(begin).await?,

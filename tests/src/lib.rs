@@ -37,7 +37,7 @@ pub use leak::Search;
 pub use manifests::parse_volume;
 pub use operators::{PEOPLE, People, Person};
 pub use recorded::{Recorded, fixture};
-pub use world::{PAYMENTS_SECRETS, World, server_setup};
+pub use world::{PAYMENTS_SECRETS, WAIT_VARIABLE, World, server_setup};
 
 use std::path::PathBuf;
 

@@ -74,6 +74,7 @@ impl Recorded {
         let mut config: Config =
             keyfold_core::config::load(&yaml, ENVIRONMENT_PREFIX, []).expect("the configuration loads");
         config.jwks_dir = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/kubernetes-1.36"));
+        config.limits.wait_millis = world::WAIT_MILLIS;
         change(&mut config);
         let bound = serve::bind(config, Arc::new(FixedClock(now)), false).await.expect("the server binds");
         let stop = CancellationToken::new();

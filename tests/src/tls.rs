@@ -45,6 +45,7 @@ pub async fn connect_from(
     socket.bind((address, 0).into())?;
     let server = setup.url().replace("https://", "").parse().map_err(io::Error::other)?;
     let tcp = socket.connect(server).await?;
+    tcp.set_nodelay(true)?;
     let name = ServerName::try_from("127.0.0.1").expect("an address is a name");
     let mut stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
     // In TLS 1.3 the server's refusal arrives only after the client's own handshake is done.
@@ -54,10 +55,22 @@ pub async fn connect_from(
 
 /// A channel to a server from `address`, any of 127.0.0.0/8, connected when first used.
 pub fn channel_from(address: Ipv4Addr, setup: &server::Setup) -> Channel {
+    through(Endpoint::from_static("http://127.0.0.1"), address, setup)
+}
+
+/// The same whose client takes no more of an answer than `window_bytes` before it is read.
+pub fn narrow_channel_from(address: Ipv4Addr, setup: &server::Setup, window_bytes: u32) -> Channel {
+    let endpoint = Endpoint::from_static("http://127.0.0.1")
+        .initial_stream_window_size(window_bytes)
+        .initial_connection_window_size(window_bytes);
+    through(endpoint, address, setup)
+}
+
+fn through(endpoint: Endpoint, address: Ipv4Addr, setup: &server::Setup) -> Channel {
     let setup = setup.clone();
     let connect = service_fn(move |_: Uri| {
         let setup = setup.clone();
         async move { connect_from(address, &setup, &[H2]).await.map(TokioIo::new) }
     });
-    Endpoint::from_static("http://127.0.0.1").connect_with_connector_lazy(connect)
+    endpoint.connect_with_connector_lazy(connect)
 }

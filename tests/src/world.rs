@@ -357,15 +357,23 @@ pub(crate) fn operator(setup: &server::Setup) -> Client {
 /// # Panics
 /// When they cannot be written.
 pub fn server_setup(dir: &Path, name: &str, database: &Database) -> server::Setup {
-    server::Setup::write(
+    let mut setup = server::Setup::write(
         &bin_dir().join("keyfold-server"),
         &dir.join(name),
         &dir.join(format!("{name}.log")),
         (&database.access, &database.name),
         SystemClock.now(),
     )
-    .expect("the server's files can be written")
+    .expect("the server's files can be written");
+    // However slow the machine is, nobody is refused because others are served first.
+    setup.set_variable(WAIT_VARIABLE, Some(WAIT_MILLIS.to_string().into()));
+    setup
 }
+
+/// Overrides `limits.wait_millis` in each server's configuration.
+pub const WAIT_VARIABLE: &str = "KEYFOLD_SERVER__LIMITS__WAIT_MILLIS";
+/// An hour: longer than any test.
+pub(crate) const WAIT_MILLIS: u64 = 3_600_000;
 
 fn append(file: &Path, yaml: &str) {
     let before = fs::read_to_string(file).expect("the configuration can be read");

@@ -151,6 +151,51 @@ async fn attack_16_callers_who_hang_up_in_the_middle_give_their_places_back() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_pods_beyond_what_is_worked_on_at_once_is_served_and_nobody_is_refused() {
+    let world = Recorded::configured(RECORDED, |config| config.limits.working_requests = 2).await;
+    let node = |at: usize| if at.is_multiple_of(2) { "vm" } else { "b" };
+    // From many addresses, and no more at once than one driver or pod may have.
+    let from = |at: usize| Ipv4Addr::new(127, 0, 0, 2 + u8::try_from(at).unwrap());
+    for _ in 0..5 {
+        let burst: JoinSet<_> = (0..30).map(|at| recorded(&world, from(at), node(at))).collect();
+        let answers = burst.join_all().await;
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_16_more_than_can_be_served_is_refused_before_its_tokens_are_looked_at() {
+    let world = Recorded::configured(RECORDED, |config| {
+        config.limits.working_requests = 1;
+        config.limits.wait_millis = 0;
+    })
+    .await;
+    let gate = Gate::at_appends_of_entries(&world.database);
+    gate.close();
+    let held = tokio::spawn(recorded(&world, ELSEWHERE, "vm"));
+    gate.until_held().await;
+    // Who is worked on for long gives its place up, so some of these are looked at, and found wanting.
+    let wrong = |at: u8| {
+        let pod = fixture("tokens/payments-api-on-node-b.jwt").trim().to_owned();
+        issue(channel_from(Ipv4Addr::new(127, 0, 1, at), &world.setup), pod, "no.to.ken".into())
+    };
+    let mut flood: JoinSet<_> = (0..64).map(wrong).collect();
+    let mut told = Vec::new();
+    while told.iter().all(|status: &Status| status.code() != Code::ResourceExhausted) {
+        let answer = flood.join_next().await.expect("one of them is refused early");
+        told.push(answer.unwrap().unwrap_err());
+    }
+    gate.open();
+    told.extend(flood.join_all().await.into_iter().map(Result::unwrap_err));
+    let (early, looked_at): (Vec<_>, Vec<_>) =
+        told.into_iter().partition(|status| status.code() == Code::ResourceExhausted);
+    assert!(early.iter().all(|status| status.message().ends_with(": try again")), "{early:?}");
+    assert!(looked_at.iter().all(|status| status.code() == Code::Unauthenticated), "{looked_at:?}");
+    held.await.unwrap().expect("what is worked on is served");
+    recorded(&world, ELSEWHERE, "vm").await.expect("afterwards all is as before");
+}
+
 /// Of eight calls at once, two are in work and end with `served`, six are refused at once with `message`; `other` is
 /// served meanwhile, and then all of it once more.
 async fn assert_bounded<F>(

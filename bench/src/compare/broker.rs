@@ -1,6 +1,6 @@
 //! Keyfold's side: a server on a Postgres of its own, and callers that ask it through the public contract.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, net::Ipv4Addr, ops::Range, sync::Arc, time::Duration};
 
 use keyfold::{
     args::{Format, Global},
@@ -14,7 +14,10 @@ use keyfold_proto::{
         secret_service_client::SecretServiceClient, workload_service_client::WorkloadServiceClient,
     },
 };
-use keyfold_tests::{Database, server_setup};
+use keyfold_tests::{
+    Database, WAIT_VARIABLE, server_setup,
+    tls::{channel_from, narrow_channel_from},
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
@@ -25,6 +28,7 @@ use super::{
     meter::Meter,
     stored::{self, FIELD, KEYSPACE},
     tokens::{APPS, Mint, PodToken, service_account},
+    workload::Failure,
 };
 
 const DATABASE: &str = "keyfold";
@@ -34,7 +38,7 @@ const PAGE_MAX: u32 = 1000;
 const ANSWER_LEN_MAX: usize = 4 * 1024 * 1024;
 
 /// A server, stopped when dropped.
-pub(super) struct Broker {
+pub(crate) struct Broker {
     server: Mutex<Server>,
     pid: std::sync::Mutex<u32>,
     mint: Arc<Mint>,
@@ -50,16 +54,17 @@ impl Broker {
     ///
     /// # Panics
     /// When a part does not start or refuses.
-    pub(super) async fn start(mint: Arc<Mint>, settings: &[(String, Value)]) -> Self {
+    pub(crate) async fn start(mint: Arc<Mint>, settings: &[(String, Value)]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let postgres = database::start(DATABASE);
         let access = postgres.access().clone();
         let database = Database { access, name: DATABASE.into(), own: Some(postgres) };
-        let setup = server_setup(folder.path(), "server", &database);
+        let mut setup = server_setup(folder.path(), "server", &database);
+        setup.set_variable(WAIT_VARIABLE, None);
         // All callers come from one address, which stands for many, and so does the one operator.
         let limits = json!({
             "concurrent_requests": 512, "requests_per_peer": 512, "requests_per_operator": 512,
-            "connections_per_peer": 512,
+            "connections_per_peer": 512, "working_requests": 512,
         });
         setup.configure("limits", limits).expect("the configuration can be written");
         let keys = folder.path().join("issuers");
@@ -81,18 +86,18 @@ impl Broker {
     }
 
     /// Where its figures come from.
-    pub(super) fn meter(&self) -> Meter {
+    pub(crate) fn meter(&self) -> Meter {
         let postgres = (database::pid(self.postgres()), self.database.access.clone(), DATABASE);
         Meter { server: *self.pid.lock().expect("nobody panicked"), postgres: Some(postgres) }
     }
 
     /// Its Postgres.
-    pub(super) fn postgres(&self) -> &Postgres {
+    pub(crate) fn postgres(&self) -> &Postgres {
         self.database.own.as_ref().expect("it has one of its own")
     }
 
     /// Stops the server in order.
-    pub(super) async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         self.server.lock().await.stop();
     }
 
@@ -100,7 +105,7 @@ impl Broker {
     ///
     /// # Panics
     /// When it does not start.
-    pub(super) async fn launch(&self) {
+    pub(crate) async fn launch(&self) {
         let mut server = self.server.lock().await;
         *server = Server::start(&server.setup().clone()).await.expect("the server starts again");
         *self.pid.lock().expect("nobody panicked") = server.process.pid();
@@ -110,7 +115,7 @@ impl Broker {
     ///
     /// # Panics
     /// When its files cannot be read.
-    pub(super) async fn administrator(&self) -> Client {
+    pub(crate) async fn administrator(&self) -> Client {
         let server = self.server.lock().await;
         Client::operator(&Global {
             server: Some(self.url.clone()),
@@ -124,25 +129,53 @@ impl Broker {
     }
 
     /// So many callers. Drivers share a connection a node, as they do in a cluster; each operator has a connection.
-    pub(super) fn callers(&self, count: usize, nodes: usize) -> Vec<BrokerCaller> {
-        let drivers: Arc<[Driver]> = (0..nodes).map(|node| self.driver(node)).collect();
+    pub(crate) fn callers(&self, count: usize, nodes: usize) -> Vec<BrokerCaller> {
+        let drivers: Arc<[Driver]> = (0..nodes).map(|node| self.driver(node, self.channel())).collect();
         let operator = bearer(&self.mint.of("operator", "operator-0", 0));
         let caller = |_| BrokerCaller {
             drivers: Arc::clone(&drivers),
+            first_node: 0,
             secrets: SecretServiceClient::new(self.channel()).max_decoding_message_size(ANSWER_LEN_MAX),
             operator: operator.clone(),
         };
         (0..count).map(caller).collect()
     }
 
-    fn driver(&self, node: usize) -> Driver {
-        let workload = WorkloadServiceClient::new(self.channel());
+    /// So many callers of these nodes, each of which has an address of its own and one connection for drivers and operators.
+    pub(crate) async fn callers_at(&self, count: usize, nodes: Range<usize>) -> Vec<BrokerCaller> {
+        let server = self.server.lock().await;
+        let channels: Vec<_> =
+            nodes.clone().map(|node| channel_from(address(node), server.setup())).collect();
+        let driver = |(node, channel): (usize, &Channel)| self.driver(node, channel.clone());
+        let drivers: Arc<[Driver]> = nodes.clone().zip(&channels).map(driver).collect();
+        let operator = bearer(&self.mint.of("operator", "operator-0", 0));
+        let caller = |at: usize| BrokerCaller {
+            drivers: Arc::clone(&drivers),
+            first_node: nodes.start,
+            secrets: SecretServiceClient::new(channels[at % channels.len()].clone()),
+            operator: operator.clone(),
+        };
+        (0..count).map(caller).collect()
+    }
+
+    /// A channel from a node's address, whose other end takes no more of an answer than `window_bytes` before it reads it.
+    pub(crate) async fn narrow_channel(&self, node: usize, window_bytes: u32) -> Channel {
+        narrow_channel_from(address(node), self.server.lock().await.setup(), window_bytes)
+    }
+
+    fn driver(&self, node: usize, channel: Channel) -> Driver {
+        let workload = WorkloadServiceClient::new(channel);
         Driver { workload, token: bearer(&self.mint.of_driver(node)) }
     }
 
     fn channel(&self) -> Channel {
         channel::connect_lazy(&self.url, &self.ca_pem).expect("the URL is good")
     }
+}
+
+/// A node's own, of 127.0.0.0/8.
+fn address(node: usize) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 1, 0, 1)) + node as u32)
 }
 
 async fn declare(server: &Server, mint: &Mint) {
@@ -182,8 +215,10 @@ struct Driver {
 }
 
 /// Who asks Keyfold.
-pub(super) struct BrokerCaller {
+pub(crate) struct BrokerCaller {
     drivers: Arc<[Driver]>,
+    /// The node of the first of them.
+    first_node: usize,
     secrets: SecretServiceClient<Channel>,
     operator: AsciiMetadataValue,
 }
@@ -193,58 +228,62 @@ impl BrokerCaller {
     ///
     /// # Errors
     /// Says what failed or what is wrong with the answer.
-    pub(super) async fn issue(&mut self, token: &PodToken, secrets: &[u32]) -> Result<(), String> {
+    pub(crate) async fn issue(&mut self, token: &PodToken, secrets: &[u32]) -> Result<(), Failure> {
         let item = |secret: &u32| SecretReference { path: stored::path(*secret), optional: false };
         let message = IssueSecretsRequest {
             pod_token: token.jwt.clone(),
             role: service_account(token.app),
             items: secrets.iter().map(item).collect(),
         };
-        let mut driver = self.drivers[token.node].clone();
+        let mut driver = self.drivers[token.node - self.first_node].clone();
         let request = bearing(&driver.token, message);
-        let answer = driver.workload.issue_secrets(request).await.map_err(|status| status.to_string())?;
+        let answer = driver.workload.issue_secrets(request).await?;
         let issued = &answer.get_ref().secrets;
         if issued.len() != secrets.len() {
-            return Err(format!("{} secrets instead of {}", issued.len(), secrets.len()));
+            return Err(format!("{} secrets instead of {}", issued.len(), secrets.len()).into());
         }
         let pairs = issued.iter().zip(secrets);
-        pairs.into_iter().try_for_each(|(issued, secret)| check(*secret, &issued.path, &issued.fields))
+        pairs.into_iter().try_for_each(|(issued, secret)| Ok(check(*secret, &issued.path, &issued.fields)?))
     }
 
     /// Reads one secret.
     ///
     /// # Errors
     /// As for `issue`.
-    pub(super) async fn read(&mut self, secret: u32) -> Result<(), String> {
+    pub(crate) async fn read(&mut self, secret: u32) -> Result<(), Failure> {
         let message = GetSecretRequest { path: stored::path(secret), version: None };
         let request = bearing(&self.operator, message);
-        let answer = self.secrets.get_secret(request).await.map_err(|status| status.to_string())?;
-        check(secret, &answer.get_ref().path, &answer.get_ref().fields)
+        let answer = self.secrets.get_secret(request).await?;
+        Ok(check(secret, &answer.get_ref().path, &answer.get_ref().fields)?)
     }
 
     /// Writes one secret.
     ///
     /// # Errors
     /// As for `issue`.
-    pub(super) async fn write(&mut self, secret: u32) -> Result<(), String> {
+    pub(crate) async fn write(&mut self, secret: u32) -> Result<(), Failure> {
         let field = Field { name: FIELD.into(), value: stored::value(secret).into_bytes() };
         let message =
             PutSecretRequest { path: stored::path(secret), fields: vec![field], expected_version: None };
         let request = bearing(&self.operator, message);
-        let answer = self.secrets.put_secret(request).await.map_err(|status| status.to_string())?;
-        if answer.get_ref().version > 0 { Ok(()) } else { Err("a write without a version".into()) }
+        let answer = self.secrets.put_secret(request).await?;
+        if answer.get_ref().version > 0 {
+            Ok(())
+        } else {
+            Err(Failure::Wrong("a write without a version".into()))
+        }
     }
 
     /// How many secrets there are below a prefix, by listing them.
     ///
     /// # Errors
     /// As for `issue`.
-    pub(super) async fn list(&mut self, prefix: &str) -> Result<usize, String> {
+    pub(crate) async fn list(&mut self, prefix: &str) -> Result<usize, Failure> {
         let (mut found, mut page_token) = (0, String::new());
         loop {
             let message = ListSecretsRequest { prefix: prefix.into(), page_size: PAGE_MAX, page_token };
             let request = bearing(&self.operator, message);
-            let page = self.secrets.list_secrets(request).await.map_err(|status| status.to_string())?;
+            let page = self.secrets.list_secrets(request).await?;
             let page = page.into_inner();
             found += page.secrets.len();
             if page.next_page_token.is_empty() {
@@ -266,11 +305,16 @@ fn check(secret: u32, path: &str, fields: &[Field]) -> Result<(), String> {
     }
 }
 
-fn bearer(token: &str) -> AsciiMetadataValue {
+/// The `authorization` of who has this token.
+///
+/// # Panics
+/// When it is no token.
+pub(crate) fn bearer(token: &str) -> AsciiMetadataValue {
     format!("Bearer {token}").parse().expect("a token is ASCII")
 }
 
-fn bearing<T>(bearer: &AsciiMetadataValue, message: T) -> Request<T> {
+/// A request with this `authorization`.
+pub(crate) fn bearing<T>(bearer: &AsciiMetadataValue, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", bearer.clone());
     request

@@ -12,14 +12,14 @@ const CONNECTIONS_MAX: u16 = 100;
 
 /// What both clusters are set to, besides TLS, fsync and full-page writes, which are on: a buffer cache that holds all of
 /// 100,000 secrets, and WAL enough that no checkpoint is forced while something is measured.
-pub(super) const SETTINGS: [(&str, &str); 3] =
+pub(crate) const SETTINGS: [(&str, &str); 3] =
     [("shared_buffers", "512MB"), ("max_wal_size", "4GB"), ("checkpoint_timeout", "15min")];
 
 /// A Postgres of its own with an empty database.
 ///
 /// # Panics
 /// When it does not start.
-pub(super) fn start(database: &str) -> Postgres {
+pub(crate) fn start(database: &str) -> Postgres {
     let options = Options { max_connections: CONNECTIONS_MAX, ..Options::durable(SystemClock.now()) };
     let mut postgres = Postgres::start(&options).expect("a private Postgres starts");
     for (name, value) in SETTINGS {
@@ -35,7 +35,7 @@ pub(super) fn start(database: &str) -> Postgres {
 ///
 /// # Panics
 /// When Postgres does not answer.
-pub(super) fn version(access: &Access) -> String {
+pub(crate) fn version(access: &Access) -> String {
     access.sql("postgres", "SHOW server_version").expect("Postgres answers")
 }
 
@@ -43,7 +43,7 @@ pub(super) fn version(access: &Access) -> String {
 ///
 /// # Panics
 /// When it does not run.
-pub(super) fn pid(postgres: &Postgres) -> u32 {
+pub(crate) fn pid(postgres: &Postgres) -> u32 {
     let file = fs::read_to_string(postgres.data_dir().join("postmaster.pid")).expect("Postgres runs");
     file.lines().next().and_then(|line| line.parse().ok()).expect("its first line is the id")
 }

@@ -3,6 +3,7 @@
 //! a server that stands still for a while is charged with all who would have come meanwhile.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -13,40 +14,68 @@ use std::{
 
 use fastrand::Rng;
 use tokio::{sync::Semaphore, task::JoinHandle};
+use tonic::Code;
 
-use super::workload::{Caller, Source};
+use super::workload::{Caller, Failure, Source};
 
 /// How requests come.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Pace {
+pub(crate) enum Pace {
     Closed,
     /// Requests a second.
     Open(f64),
 }
 
 /// What one phase gave.
-pub(super) struct Outcome {
-    /// Times of all requests, sorted.
+pub(crate) struct Outcome {
+    /// Times of all requests that were served, sorted.
     millis: Vec<f64>,
     seconds: f64,
+    /// When each of them was due, in seconds from the start, with its time.
+    pub(crate) served: Vec<(f64, f64)>,
+    /// Times of those that the server had no time for, sorted, by its code.
+    pub(crate) shed: BTreeMap<String, Vec<f64>>,
 }
 
 impl Outcome {
-    /// Requests.
-    pub(super) fn count(&self) -> usize {
+    /// Of requests that were all served.
+    #[cfg(test)]
+    pub(crate) fn of_served(served: Vec<(f64, f64)>, seconds: f64) -> Self {
+        Self::new(served, BTreeMap::new(), seconds)
+    }
+
+    fn new(served: Vec<(f64, f64)>, mut shed: BTreeMap<String, Vec<f64>>, seconds: f64) -> Self {
+        let mut millis: Vec<_> = served.iter().map(|(_, millis)| *millis).collect();
+        millis.sort_unstable_by(f64::total_cmp);
+        shed.values_mut().for_each(|millis| millis.sort_unstable_by(f64::total_cmp));
+        Self { millis, seconds, served, shed }
+    }
+
+    /// Requests that were served.
+    pub(crate) fn count(&self) -> usize {
         self.millis.len()
     }
 
     /// Requests a second.
-    pub(super) fn per_second(&self) -> f64 {
+    pub(crate) fn per_second(&self) -> f64 {
         self.millis.len() as f64 / self.seconds
     }
 
     /// The time in milliseconds that this share of all requests does not exceed.
-    pub(super) fn quantile(&self, share: f64) -> f64 {
-        let at = (self.millis.len() as f64 * share).ceil() as usize;
-        self.millis.get(at.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+    pub(crate) fn quantile(&self, share: f64) -> f64 {
+        quantile(&self.millis, share)
     }
+
+    /// Requests that the server had no time for.
+    pub(crate) fn shed_count(&self) -> usize {
+        self.shed.values().map(Vec::len).sum()
+    }
+}
+
+/// The value that this share of them does not exceed; they are sorted.
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let at = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(at.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
 /// Lets callers ask, or not.
@@ -105,8 +134,23 @@ impl Gate {
 /// waited for.
 ///
 /// # Panics
+/// When an answer is wrong, or the server has no time for one.
+pub(crate) async fn run(
+    callers: &mut Vec<Caller>,
+    source: &Arc<Source>,
+    pace: Pace,
+    until: impl Future<Output = ()>,
+) -> Outcome {
+    let outcome = run_beyond(callers, source, pace, until).await;
+    assert_eq!(outcome.shed_count(), 0, "the server has too much to do: {:?}", outcome.shed.keys());
+    outcome
+}
+
+/// The same with more than the server may have time for.
+///
+/// # Panics
 /// When an answer is wrong.
-pub(super) async fn run(
+pub(crate) async fn run_beyond(
     callers: &mut Vec<Caller>,
     source: &Arc<Source>,
     pace: Pace,
@@ -140,32 +184,46 @@ pub(super) async fn run(
     outcome
 }
 
-type Asked = Result<(Caller, Vec<f64>), String>;
+type Asked = Result<(Caller, Vec<Answer>), String>;
+
+struct Answer {
+    due: Instant,
+    millis: f64,
+    /// The server's code when it had no time.
+    busy: Option<Code>,
+}
 
 async fn ask(mut caller: Caller, mut rng: Rng, source: Arc<Source>, gate: Arc<Gate>) -> Asked {
-    let mut millis = Vec::new();
+    let mut answers = Vec::new();
     while let Some(due) = gate.pass().await {
         let Some(request) = source.next(&mut rng) else { break };
-        caller.send(&request).await?;
-        millis.push(due.elapsed().as_secs_f64() * 1000.0);
+        let busy = match caller.send(&request).await {
+            Ok(()) => None,
+            Err(Failure::Busy(code)) => Some(code),
+            Err(Failure::Wrong(wrong)) => return Err(wrong),
+        };
+        answers.push(Answer { due, millis: due.elapsed().as_secs_f64() * 1000.0, busy });
     }
-    Ok((caller, millis))
+    Ok((caller, answers))
 }
 
 async fn finish(tasks: Vec<JoinHandle<Asked>>, callers: &mut Vec<Caller>, start: Instant) -> Outcome {
-    let mut all = Vec::new();
+    let (mut served, mut shed) = (Vec::new(), BTreeMap::<_, Vec<_>>::new());
     for task in tasks {
-        match task.await.expect("a caller ends") {
-            Ok((caller, millis)) => {
-                callers.push(caller);
-                all.extend(millis);
+        let (caller, answers) = match task.await.expect("a caller ends") {
+            Ok(asked) => asked,
+            Err(wrong) => panic!("an answer is wrong: {wrong}"),
+        };
+        callers.push(caller);
+        for Answer { due, millis, busy } in answers {
+            match busy {
+                None => served.push(((due - start).as_secs_f64(), millis)),
+                Some(code) => shed.entry(format!("{code:?}")).or_default().push(millis),
             }
-            Err(failure) => panic!("an answer is wrong: {failure}"),
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    all.sort_unstable_by(f64::total_cmp);
-    Outcome { millis: all, seconds }
+    Outcome::new(served, shed, seconds)
 }
 
 #[cfg(test)]
@@ -197,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_quantile_is_the_least_time_that_so_many_do_not_exceed() {
-        let outcome = Outcome { millis: (1..=200).map(f64::from).collect(), seconds: 10.0 };
+        let outcome = Outcome::of_served((1..=200).map(|at| (0.0, f64::from(at))).collect(), 10.0);
         assert_eq!([outcome.quantile(0.5), outcome.quantile(0.99)], [100.0, 198.0]);
         assert_eq!(outcome.per_second(), 20.0);
     }

@@ -8,16 +8,16 @@ use keyfold::dev::postgres::Access;
 const TICK_SECS: f64 = 0.01;
 
 /// Where the figures of one side come from.
-pub(super) struct Meter {
+pub(crate) struct Meter {
     /// The server's process.
-    pub(super) server: u32,
+    pub(crate) server: u32,
     /// The main process of its Postgres and the database, if it has one.
-    pub(super) postgres: Option<(u32, Access, &'static str)>,
+    pub(crate) postgres: Option<(u32, Access, &'static str)>,
 }
 
 /// What was used so far; only differences mean something.
 #[derive(Clone, Copy)]
-pub(super) struct Reading {
+pub(crate) struct Reading {
     times: [f64; 3],
     wal_bytes: f64,
     database_bytes: f64,
@@ -25,29 +25,29 @@ pub(super) struct Reading {
 
 /// What was used between two readings.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Used {
+pub(crate) struct Used {
     /// Processor time of the server, all threads.
-    pub(super) server_secs: f64,
+    pub(crate) server_secs: f64,
     /// Processor time of all processes of its Postgres.
-    pub(super) postgres_secs: Option<f64>,
+    pub(crate) postgres_secs: Option<f64>,
     /// Processor time of this program, which asks and checks: it has the same processors.
-    pub(super) generator_secs: f64,
+    pub(crate) generator_secs: f64,
     /// WAL written.
-    pub(super) wal_bytes: Option<f64>,
+    pub(crate) wal_bytes: Option<f64>,
     /// Growth of the database.
-    pub(super) database_bytes: Option<f64>,
+    pub(crate) database_bytes: Option<f64>,
 }
 
 impl Meter {
     /// What was used so far. Asking Postgres costs some milliseconds of processor time: they come before the times here,
     /// and after them in `since`.
-    pub(super) fn now(&self) -> Reading {
+    pub(crate) fn now(&self) -> Reading {
         let (wal_bytes, database_bytes) = self.sizes();
         Reading { times: self.times(), wal_bytes, database_bytes }
     }
 
     /// What was used since.
-    pub(super) fn since(&self, before: Reading) -> Used {
+    pub(crate) fn since(&self, before: Reading) -> Used {
         let times = self.times();
         let (wal_bytes, database_bytes) = self.sizes();
         let [server_secs, postgres_secs, generator_secs] =
@@ -63,10 +63,17 @@ impl Meter {
     }
 
     /// Resident memory of the server now, in MiB.
-    pub(super) fn rss_mb(&self) -> f64 {
+    pub(crate) fn rss_mb(&self) -> f64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.server)).expect("the server runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
         line.trim().trim_end_matches(" kB").parse::<f64>().expect("kilobytes") / 1024.0
+    }
+
+    /// Connections to its database that are open now, besides the one that asks.
+    pub(crate) fn postgres_connections(&self) -> usize {
+        let Some((_, access, database)) = &self.postgres else { return 0 };
+        let sql = "SELECT count(*) - 1 FROM pg_stat_activity WHERE datname = current_database()";
+        access.sql(database, sql).expect("Postgres answers").trim().parse().expect("a number")
     }
 
     /// Of the server, of Postgres, of this program.

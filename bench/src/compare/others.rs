@@ -93,7 +93,7 @@ async fn first_answer(start: Instant, column: &Column, mut kept: Option<Caller>,
             Some(caller) => caller.send(&Request::Read(secret)).await,
             None => match column.try_callers(1).await {
                 Ok(mut callers) => callers[0].send(&Request::Read(secret)).await,
-                Err(failure) => Err(failure),
+                Err(failure) => Err(failure.into()),
             },
         };
         match answer {

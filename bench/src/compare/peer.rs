@@ -15,7 +15,7 @@ use super::{
 
 /// Which kind of token the peer gives for a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TokenKind {
+pub(crate) enum TokenKind {
     /// Stored, with a lease.
     Service,
     /// Encrypted and carried by the caller; nothing is stored.
@@ -36,7 +36,7 @@ impl TokenKind {
 const MOUNT: &str = "secret";
 
 /// Who asks the peer, over a connection of its own.
-pub(super) struct PeerCaller {
+pub(crate) struct PeerCaller {
     connection: Connection,
     /// For reads and writes.
     operator: HeaderValue,

@@ -23,13 +23,15 @@ use super::{
     database, others,
     peer::{self, Peer, Setup, Storage, TokenKind},
     tokens::Mint,
-    workload::{Column, Request, Side, Workload},
+    workload::{Column, Failure, Request, Side, Workload},
 };
 
 /// The pods' issuer. Nothing is asked there: both sides are given its key.
 const ISSUER: &str = "https://kubernetes.default.svc";
 /// Callers that write the secrets, or read all.
 const WRITERS: usize = 32;
+/// How long one of them waits for a server that has too much to do.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// Everything that runs.
 pub(super) struct Stand {
@@ -168,7 +170,10 @@ impl Stand {
 }
 
 /// Asks for one thing with each of these secrets once.
-async fn for_each(column: &Column, first: u32, end: u32, what: fn(u32) -> Request<'static>) {
+///
+/// # Panics
+/// When an answer is wrong.
+pub(crate) async fn for_each(column: &Column, first: u32, end: u32, what: fn(u32) -> Request<'static>) {
     let next = Arc::new(AtomicU32::new(first));
     let writers: Vec<_> = column
         .callers(WRITERS)
@@ -182,7 +187,12 @@ async fn for_each(column: &Column, first: u32, end: u32, what: fn(u32) -> Reques
                     if secret >= end {
                         return Ok(());
                     }
-                    caller.send(&what(secret)).await?;
+                    while let Err(failure) = caller.send(&what(secret)).await {
+                        match failure {
+                            Failure::Busy(_) => tokio::time::sleep(BUSY_PAUSE).await,
+                            Failure::Wrong(wrong) => return Err(wrong),
+                        }
+                    }
                 }
             })
         })

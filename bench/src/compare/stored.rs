@@ -4,31 +4,31 @@
 use fastrand::Rng;
 
 /// Bytes of each secret's value.
-pub(super) const VALUE_BYTES: usize = 1024;
+pub(crate) const VALUE_BYTES: usize = 1024;
 /// Secrets that a pod's start reads.
-pub(super) const SECRETS_PER_POD: usize = 5;
+pub(crate) const SECRETS_PER_POD: usize = 5;
 /// The keyspace of Keyfold; the first folder in the peer's KV engine.
-pub(super) const KEYSPACE: &str = "bench";
+pub(crate) const KEYSPACE: &str = "bench";
 /// Secrets of one prefix: as many as one of Keyfold's pages holds, the largest folder that one call can list.
-pub(super) const PREFIX_SECRETS: u32 = 1000;
+pub(crate) const PREFIX_SECRETS: u32 = 1000;
 /// The secret's only field.
-pub(super) const FIELD: &str = "value";
+pub(crate) const FIELD: &str = "value";
 
 /// The characters of values: none needs an escape in JSON, which would make the peer's answers longer.
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
 /// The path of a secret: `bench/dNNN/sNNNNNNN`.
-pub(super) fn path(secret: u32) -> String {
+pub(crate) fn path(secret: u32) -> String {
     format!("{}/s{secret:07}", prefix(secret / PREFIX_SECRETS))
 }
 
 /// The path that the secrets of a folder begin with.
-pub(super) fn prefix(folder: u32) -> String {
+pub(crate) fn prefix(folder: u32) -> String {
     format!("{KEYSPACE}/d{folder:03}")
 }
 
 /// The value of a secret, which looks random: nothing on the way can compress it.
-pub(super) fn value(secret: u32) -> String {
+pub(crate) fn value(secret: u32) -> String {
     let mut rng = Rng::with_seed(u64::from(secret));
     let mut value = String::with_capacity(VALUE_BYTES + 9);
     while value.len() < VALUE_BYTES {
@@ -41,7 +41,7 @@ pub(super) fn value(secret: u32) -> String {
 }
 
 /// The secrets of one pod, anywhere among those that are stored.
-pub(super) fn of_a_pod(rng: &mut Rng, stored: u32) -> [u32; SECRETS_PER_POD] {
+pub(crate) fn of_a_pod(rng: &mut Rng, stored: u32) -> [u32; SECRETS_PER_POD] {
     let (start, stride) = (rng.u32(..stored), stored / SECRETS_PER_POD as u32);
     std::array::from_fn(|at| (start + at as u32 * stride) % stored)
 }

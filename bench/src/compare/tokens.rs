@@ -11,31 +11,32 @@ use keyfold_core::clock::{Clock as _, SystemClock};
 use super::stored::KEYSPACE;
 
 /// Applications, each with a service account and a role of its own.
-pub(super) const APPS: usize = 20;
+pub(crate) const APPS: usize = 20;
 
 /// A token, and what a caller has to know of it.
-pub(super) struct PodToken {
-    pub(super) jwt: String,
+#[derive(Clone)]
+pub(crate) struct PodToken {
+    pub(crate) jwt: String,
     /// The pod's application.
-    pub(super) app: usize,
+    pub(crate) app: usize,
     /// The pod's node.
-    pub(super) node: usize,
+    pub(crate) node: usize,
 }
 
 /// Mints tokens of pods that no server has seen.
-pub(super) struct Mint {
+pub(crate) struct Mint {
     minter: Minter,
     pods: AtomicUsize,
 }
 
 impl Mint {
     /// With the issuer's URL and key.
-    pub(super) fn new(minter: Minter) -> Arc<Self> {
+    pub(crate) fn new(minter: Minter) -> Arc<Self> {
         Arc::new(Self { minter, pods: AtomicUsize::new(0) })
     }
 
     /// The issuer.
-    pub(super) fn minter(&self) -> &Minter {
+    pub(crate) fn minter(&self) -> &Minter {
         &self.minter
     }
 
@@ -43,7 +44,7 @@ impl Mint {
     ///
     /// # Panics
     /// When there is no randomness.
-    pub(super) async fn tokens(self: &Arc<Self>, count: usize, nodes: usize) -> Arc<Vec<PodToken>> {
+    pub(crate) async fn tokens(self: &Arc<Self>, count: usize, nodes: usize) -> Arc<Vec<PodToken>> {
         let first = self.pods.fetch_add(count, Ordering::Relaxed);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let minting: Vec<_> = (0..threads)
@@ -71,7 +72,7 @@ impl Mint {
     ///
     /// # Panics
     /// When there is no randomness.
-    pub(super) fn of(&self, service_account: &str, pod: &str, node: usize) -> String {
+    pub(crate) fn of(&self, service_account: &str, pod: &str, node: usize) -> String {
         self.mint(KEYSPACE, service_account, pod, node)
     }
 
@@ -79,7 +80,7 @@ impl Mint {
     ///
     /// # Panics
     /// When there is no randomness.
-    pub(super) fn of_driver(&self, node: usize) -> String {
+    pub(crate) fn of_driver(&self, node: usize) -> String {
         self.mint("keyfold-system", "keyfold-csi", &format!("keyfold-csi-{node}"), node)
     }
 
@@ -97,6 +98,6 @@ impl Mint {
 }
 
 /// The service account of an application.
-pub(super) fn service_account(app: usize) -> String {
+pub(crate) fn service_account(app: usize) -> String {
     format!("app-{app}")
 }

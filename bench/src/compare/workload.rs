@@ -7,6 +7,7 @@ use std::sync::{
 
 use clap::ValueEnum;
 use fastrand::Rng;
+use tonic::{Code, Status};
 
 use super::{
     broker::{Broker, BrokerCaller},
@@ -21,7 +22,7 @@ const CALLERS_PER_NODE: usize = 8;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Workload {
+pub(crate) enum Workload {
     /// One secret is read by an operator or an application with a token that is used for long.
     Read,
     /// One secret gets a new version.
@@ -44,37 +45,37 @@ pub(super) enum Workload {
 
 impl Workload {
     /// Its name in the report.
-    pub(super) fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
     /// Whether each request takes a token that no server has seen.
-    pub(super) fn takes_new_tokens(self) -> bool {
+    pub(crate) fn takes_new_tokens(self) -> bool {
         matches!(self, Self::Issue | Self::LoginCold)
     }
 
     /// Whether the peer is asked for logins.
-    pub(super) fn logs_in(self) -> bool {
+    pub(crate) fn logs_in(self) -> bool {
         matches!(self, Self::Issue | Self::LoginWarm | Self::LoginCold)
     }
 
     /// Whether it is a load by a number of callers.
-    pub(super) fn is_load(self) -> bool {
+    pub(crate) fn is_load(self) -> bool {
         matches!(self, Self::Read | Self::Write | Self::Issue | Self::LoginWarm | Self::LoginCold)
     }
 }
 
 /// One server, and one way to use it.
-pub(super) enum Side {
+pub(crate) enum Side {
     Keyfold(Arc<Broker>),
     Peer(Arc<Peer>, TokenKind),
 }
 
 /// A column of the report.
-pub(super) struct Column {
+pub(crate) struct Column {
     /// Its key in the report.
-    pub(super) key: &'static str,
-    pub(super) side: Side,
+    pub(crate) key: &'static str,
+    pub(crate) side: Side,
 }
 
 impl Column {
@@ -82,7 +83,7 @@ impl Column {
     ///
     /// # Panics
     /// When one cannot connect.
-    pub(super) async fn callers(&self, count: usize) -> Vec<Caller> {
+    pub(crate) async fn callers(&self, count: usize) -> Vec<Caller> {
         self.try_callers(count).await.unwrap_or_else(|failure| panic!("{}: {failure}", self.key))
     }
 
@@ -90,7 +91,7 @@ impl Column {
     ///
     /// # Errors
     /// When one cannot connect.
-    pub(super) async fn try_callers(&self, count: usize) -> Result<Vec<Caller>, String> {
+    pub(crate) async fn try_callers(&self, count: usize) -> Result<Vec<Caller>, String> {
         match &self.side {
             Side::Keyfold(broker) => {
                 Ok(broker.callers(count, nodes(count)).into_iter().map(Caller::Keyfold).collect())
@@ -102,7 +103,7 @@ impl Column {
     }
 
     /// Where its figures come from.
-    pub(super) fn meter(&self) -> Meter {
+    pub(crate) fn meter(&self) -> Meter {
         match &self.side {
             Side::Keyfold(broker) => broker.meter(),
             Side::Peer(peer, _) => peer.meter(),
@@ -111,12 +112,12 @@ impl Column {
 }
 
 /// The nodes that so many callers are pods of.
-pub(super) fn nodes(callers: usize) -> usize {
+pub(crate) fn nodes(callers: usize) -> usize {
     callers.div_ceil(CALLERS_PER_NODE)
 }
 
 /// One request.
-pub(super) enum Request<'a> {
+pub(crate) enum Request<'a> {
     Issue(&'a PodToken, [u32; SECRETS_PER_POD]),
     Login(&'a PodToken),
     Read(u32),
@@ -129,8 +130,43 @@ pub(super) enum Request<'a> {
     },
 }
 
+/// Why a request was not served.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The server has too much to do.
+    Busy(Code),
+    /// Anything else: what failed, or what is wrong with the answer.
+    Wrong(String),
+}
+
+impl From<String> for Failure {
+    fn from(wrong: String) -> Self {
+        Self::Wrong(wrong)
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        // A status with a source was made on this side of a broken connection.
+        let is_answer = std::error::Error::source(&status).is_none();
+        match status.code() {
+            code @ (Code::ResourceExhausted | Code::Unavailable) if is_answer => Self::Busy(code),
+            _ => Self::Wrong(status.to_string()),
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Busy(code) => write!(f, "the server has too much to do ({code:?})"),
+            Self::Wrong(wrong) => f.write_str(wrong),
+        }
+    }
+}
+
 /// Who asks.
-pub(super) enum Caller {
+pub(crate) enum Caller {
     Keyfold(BrokerCaller),
     Peer(PeerCaller),
 }
@@ -140,21 +176,21 @@ impl Caller {
     ///
     /// # Errors
     /// Says what failed or what is wrong with the answer.
-    pub(super) async fn send(&mut self, request: &Request<'_>) -> Result<(), String> {
+    pub(crate) async fn send(&mut self, request: &Request<'_>) -> Result<(), Failure> {
         match (self, request) {
             (Self::Keyfold(caller), Request::Issue(token, secrets)) => caller.issue(token, secrets).await,
             (Self::Keyfold(caller), Request::Login(token)) => caller.issue(token, &[token.app as u32]).await,
             (Self::Keyfold(caller), Request::Read(secret)) => caller.read(*secret).await,
             (Self::Keyfold(caller), Request::Write(secret)) => caller.write(*secret).await,
             (Self::Keyfold(caller), Request::List { prefix, expected, .. }) => {
-                expect(*expected, caller.list(prefix).await?)
+                Ok(expect(*expected, caller.list(prefix).await?)?)
             }
-            (Self::Peer(caller), Request::Issue(token, secrets)) => caller.issue(token, secrets).await,
-            (Self::Peer(caller), Request::Login(token)) => caller.login(token).await.map(drop),
-            (Self::Peer(caller), Request::Read(secret)) => caller.read(*secret).await,
-            (Self::Peer(caller), Request::Write(secret)) => caller.write(*secret).await,
+            (Self::Peer(caller), Request::Issue(token, secrets)) => Ok(caller.issue(token, secrets).await?),
+            (Self::Peer(caller), Request::Login(token)) => Ok(caller.login(token).await.map(drop)?),
+            (Self::Peer(caller), Request::Read(secret)) => Ok(caller.read(*secret).await?),
+            (Self::Peer(caller), Request::Write(secret)) => Ok(caller.write(*secret).await?),
             (Self::Peer(caller), Request::List { prefix, is_folder, expected }) => {
-                expect(*expected, caller.list(prefix, *is_folder).await?)
+                Ok(expect(*expected, caller.list(prefix, *is_folder).await?)?)
             }
         }
     }
@@ -165,7 +201,7 @@ fn expect(expected: usize, found: usize) -> Result<(), String> {
 }
 
 /// Tokens for one phase.
-pub(super) struct Feed {
+pub(crate) struct Feed {
     tokens: Arc<Vec<PodToken>>,
     next: AtomicUsize,
     end: usize,
@@ -175,7 +211,7 @@ pub(super) struct Feed {
 
 impl Feed {
     /// Each token of a range once.
-    pub(super) fn once(tokens: &Arc<Vec<PodToken>>, range: std::ops::Range<usize>) -> Self {
+    pub(crate) fn once(tokens: &Arc<Vec<PodToken>>, range: std::ops::Range<usize>) -> Self {
         Self {
             tokens: Arc::clone(tokens),
             next: AtomicUsize::new(range.start),
@@ -185,7 +221,7 @@ impl Feed {
     }
 
     /// All tokens again and again.
-    pub(super) fn ring(tokens: &Arc<Vec<PodToken>>) -> Self {
+    pub(crate) fn ring(tokens: &Arc<Vec<PodToken>>) -> Self {
         Self { tokens: Arc::clone(tokens), next: AtomicUsize::new(0), end: tokens.len(), is_ring: true }
     }
 
@@ -197,16 +233,16 @@ impl Feed {
 }
 
 /// Where the callers of one phase have their requests from.
-pub(super) struct Source {
-    pub(super) workload: Workload,
+pub(crate) struct Source {
+    pub(crate) workload: Workload,
     /// How many secrets are stored.
-    pub(super) stored: u32,
-    pub(super) feed: Feed,
+    pub(crate) stored: u32,
+    pub(crate) feed: Feed,
 }
 
 impl Source {
     /// The next request; nothing when there are no more tokens.
-    pub(super) fn next(&self, rng: &mut Rng) -> Option<Request<'_>> {
+    pub(crate) fn next(&self, rng: &mut Rng) -> Option<Request<'_>> {
         let secret = rng.u32(..self.stored);
         Some(match self.workload {
             Workload::Issue | Workload::IssueDuringRewrap => {
@@ -234,7 +270,7 @@ impl Source {
 }
 
 /// Fewest secrets that a run may begin with: a login asks for that of its application's number.
-pub(super) const STORED_MIN: u32 = APPS as u32;
+pub(crate) const STORED_MIN: u32 = APPS as u32;
 
 #[cfg(test)]
 mod tests {

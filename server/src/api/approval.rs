@@ -17,7 +17,7 @@ impl ApprovalService for Api {
         request: Request<ListPlansRequest>,
     ) -> Result<Response<ListPlansResponse>, Status> {
         self.answer("ListPlans", async {
-            let found = self.broker.plans(&self.call(&request)?).await?;
+            let found = self.broker.plans(&self.call(&request).await?).await?;
             Ok(ListPlansResponse { plans: found.into_iter().map(plan).collect() })
         })
         .await
@@ -25,7 +25,7 @@ impl ApprovalService for Api {
 
     async fn get_plan(&self, request: Request<GetPlanRequest>) -> Result<Response<GetPlanResponse>, Status> {
         self.answer("GetPlan", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let found = self.broker.plan(&call, id(&request.get_ref().id)?).await?;
             Ok(GetPlanResponse { plan: Some(plan(found)) })
         })
@@ -37,7 +37,7 @@ impl ApprovalService for Api {
         request: Request<SignPlanRequest>,
     ) -> Result<Response<SignPlanResponse>, Status> {
         self.answer("SignPlan", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.get_ref();
             self.broker.sign_plan(&call, id(&message.id)?, &message.signature).await?;
             Ok(SignPlanResponse {})

@@ -21,7 +21,7 @@ impl AuditService for Api {
         request: Request<ListEntriesRequest>,
     ) -> Result<Response<ListEntriesResponse>, Status> {
         self.answer("ListEntries", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.into_inner();
             let limit = if message.page_size == 0 { PAGE_DEFAULT } else { message.page_size };
             let entries = self.broker.audit_entries(&call, &filter(message)?, limit).await?;

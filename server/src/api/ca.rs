@@ -17,7 +17,7 @@ impl CertificateService for Api {
         request: Request<GetBundleRequest>,
     ) -> Result<Response<GetBundleResponse>, Status> {
         self.answer("GetBundle", async {
-            let _call = self.call(&request)?;
+            let _call = self.call(&request).await?;
             let bundle = self.broker.bundle().await?;
             Ok(GetBundleResponse {
                 bundle: bundle.pem.clone(),
@@ -32,7 +32,7 @@ impl CertificateService for Api {
         request: Request<IssueDriverCertificateRequest>,
     ) -> Result<Response<IssueDriverCertificateResponse>, Status> {
         self.answer("IssueDriverCertificate", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let issued =
                 self.broker.issue_driver_certificate(&call, &request.get_ref().certificate_request).await?;
             Ok(IssueDriverCertificateResponse {
@@ -49,7 +49,7 @@ impl CertificateService for Api {
         request: Request<RotateAuthorityRequest>,
     ) -> Result<Response<RotateAuthorityResponse>, Status> {
         self.answer("RotateAuthority", async {
-            let rotated = self.broker.rotate_authority(&self.call(&request)?).await?;
+            let rotated = self.broker.rotate_authority(&self.call(&request).await?).await?;
             Ok(RotateAuthorityResponse {
                 version: rotated.version,
                 active_at: Some(timestamp(rotated.active_at)),

@@ -24,7 +24,7 @@ impl ConfigService for Api {
         request: Request<ApplyObjectsRequest>,
     ) -> Result<Response<ApplyObjectsResponse>, Status> {
         self.answer("ApplyObjects", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.into_inner();
             let wanted = wanted(message.objects)?;
             let changes = self.broker.apply_objects(&call, &wanted, message.dry_run).await?;
@@ -38,7 +38,7 @@ impl ConfigService for Api {
         request: Request<GetObjectRequest>,
     ) -> Result<Response<GetObjectResponse>, Status> {
         self.answer("GetObject", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.into_inner();
             let found = self
                 .broker
@@ -54,7 +54,7 @@ impl ConfigService for Api {
         request: Request<ListObjectsRequest>,
     ) -> Result<Response<ListObjectsResponse>, Status> {
         self.answer("ListObjects", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let found = self.broker.objects(&call, bounded("kind", &request.get_ref().kind)?).await?;
             Ok(ListObjectsResponse { objects: found.into_iter().map(object).collect() })
         })
@@ -66,7 +66,7 @@ impl ConfigService for Api {
         request: Request<DeleteObjectRequest>,
     ) -> Result<Response<DeleteObjectResponse>, Status> {
         self.answer("DeleteObject", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.into_inner();
             self.broker
                 .delete_object(&call, bounded("kind", &message.kind)?, bounded("name", &message.name)?)

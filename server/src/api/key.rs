@@ -42,7 +42,7 @@ impl KeyService for Api {
         request: Request<ListKeysRequest>,
     ) -> Result<Response<ListKeysResponse>, Status> {
         self.answer("ListKeys", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let keys = self.broker.keys(&call, bounded("keyspace", &request.get_ref().keyspace)?).await?;
             Ok(ListKeysResponse { keys: keys.into_iter().map(key).collect() })
         })
@@ -54,7 +54,7 @@ impl KeyService for Api {
         request: Request<RotateKeyRequest>,
     ) -> Result<Response<RotateKeyResponse>, Status> {
         self.answer("RotateKey", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let request = request.get_ref();
             let keyset = keyset(&request.keyspace, &request.purpose)?;
             let patience = WAIT_MAX.min(self.request_max * 3 / 4);
@@ -74,7 +74,7 @@ impl KeyService for Api {
         request: Request<GetKeyStatusRequest>,
     ) -> Result<Response<GetKeyStatusResponse>, Status> {
         self.answer("GetKeyStatus", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let found =
                 self.broker.key_status(&call, bounded("keyspace", &request.get_ref().keyspace)?).await?;
             Ok(GetKeyStatusResponse {
@@ -90,7 +90,7 @@ impl KeyService for Api {
         request: Request<GetRotationScheduleRequest>,
     ) -> Result<Response<GetRotationScheduleResponse>, Status> {
         self.answer("GetRotationSchedule", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let request = request.get_ref();
             let keyspace = bounded("keyspace", &request.keyspace)?;
             let schedules = self.broker.rotation_schedule(&call, keyspace, request.count).await?;
@@ -104,7 +104,7 @@ impl KeyService for Api {
         request: Request<PauseRotationRequest>,
     ) -> Result<Response<PauseRotationResponse>, Status> {
         self.answer("PauseRotation", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let request = request.get_ref();
             let keyset = keyset(&request.keyspace, &request.purpose)?;
             Ok(PauseRotationResponse { changed: self.broker.pause_rotation(&call, keyset).await? })
@@ -117,7 +117,7 @@ impl KeyService for Api {
         request: Request<ResumeRotationRequest>,
     ) -> Result<Response<ResumeRotationResponse>, Status> {
         self.answer("ResumeRotation", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let request = request.get_ref();
             let keyset = keyset(&request.keyspace, &request.purpose)?;
             let (changed, next) = self.broker.resume_rotation(&call, keyset).await?;
@@ -131,7 +131,7 @@ impl KeyService for Api {
         request: Request<CompromiseKeyRequest>,
     ) -> Result<Response<CompromiseKeyResponse>, Status> {
         self.answer("CompromiseKey", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.get_ref();
             let version = Some(message.version).filter(|version| *version > 0);
             let done =
@@ -151,7 +151,7 @@ impl KeyService for Api {
         request: Request<ListExposedSecretsRequest>,
     ) -> Result<Response<ListExposedSecretsResponse>, Status> {
         self.answer("ListExposedSecrets", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.get_ref();
             let limit = if message.page_size == 0 { EXPOSED_PAGE } else { message.page_size };
             let keyspace = bounded("keyspace", &message.keyspace)?;
@@ -170,7 +170,7 @@ impl KeyService for Api {
         request: Request<ScheduleKeyDestructionRequest>,
     ) -> Result<Response<ScheduleKeyDestructionResponse>, Status> {
         self.answer("ScheduleKeyDestruction", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.get_ref();
             let keyset = keyset(&message.keyspace, &message.purpose)?;
             let delay = message.delay_seconds.map(Duration::from_secs);
@@ -189,7 +189,7 @@ impl KeyService for Api {
         request: Request<CancelKeyDestructionRequest>,
     ) -> Result<Response<CancelKeyDestructionResponse>, Status> {
         self.answer("CancelKeyDestruction", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.get_ref();
             let keyset = keyset(&message.keyspace, &message.purpose)?;
             let state = self.broker.cancel_key_destruction(&call, keyset, message.version).await?;
@@ -203,7 +203,7 @@ impl KeyService for Api {
         request: Request<ListCertificatesRequest>,
     ) -> Result<Response<ListCertificatesResponse>, Status> {
         self.answer("ListCertificates", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.get_ref();
             let version = Some(message.version).filter(|version| *version > 0);
             let keyspace = bounded("keyspace", &message.keyspace)?;
@@ -221,7 +221,7 @@ impl KeyService for Api {
         request: Request<ListQuarantineRequest>,
     ) -> Result<Response<ListQuarantineResponse>, Status> {
         self.answer("ListQuarantine", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let keyspace = bounded("keyspace", &request.get_ref().keyspace)?;
             let deks = self.broker.quarantine_list(&call, keyspace).await?;
             Ok(ListQuarantineResponse { deks: deks.into_iter().map(quarantined).collect() })
@@ -234,7 +234,7 @@ impl KeyService for Api {
         request: Request<RetryQuarantineRequest>,
     ) -> Result<Response<RetryQuarantineResponse>, Status> {
         self.answer("RetryQuarantine", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let keyspace = bounded("keyspace", &request.get_ref().keyspace)?;
             Ok(RetryQuarantineResponse { released: self.broker.retry_quarantine(&call, keyspace).await? })
         })

@@ -16,7 +16,7 @@ use crate::broker::explain::Question;
 impl PolicyService for Api {
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
         self.answer("Explain", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.into_inner();
             let question = Question {
                 issuer: bounded("issuer", &message.issuer)?,

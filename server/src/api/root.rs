@@ -19,12 +19,12 @@ use crate::{
 #[tonic::async_trait]
 impl RootService for Api {
     async fn get_root(&self, request: Request<GetRootRequest>) -> Result<Response<GetRootResponse>, Status> {
-        self.answer("GetRoot", async { Ok(root(self.broker.root(&self.call(&request)?).await?)) }).await
+        self.answer("GetRoot", async { Ok(root(self.broker.root(&self.call(&request).await?).await?)) }).await
     }
 
     async fn unseal(&self, request: Request<UnsealRequest>) -> Result<Response<UnsealResponse>, Status> {
         self.answer("Unseal", async {
-            let done = self.broker.unseal(&self.call(&request)?, &request.get_ref().share).await?;
+            let done = self.broker.unseal(&self.call(&request).await?, &request.get_ref().share).await?;
             Ok(UnsealResponse {
                 entered: done.entered,
                 threshold: done.threshold,
@@ -41,7 +41,7 @@ impl RootService for Api {
         self.answer("ChangeRoot", async {
             let ChangeRootRequest { custody, replaces_root_key_id } = request.get_ref();
             let replaces = root_key_id(replaces_root_key_id)?;
-            let done = self.broker.change_root(&self.call(&request)?, custody, replaces).await?;
+            let done = self.broker.change_root(&self.call(&request).await?, custody, replaces).await?;
             Ok(ChangeRootResponse {
                 custody: done.custody.to_string(),
                 old_root_key_id: done.old_root_key_id.simple().to_string(),
@@ -60,7 +60,7 @@ impl RootService for Api {
         request: Request<CreateRecoveryRequest>,
     ) -> Result<Response<CreateRecoveryResponse>, Status> {
         self.answer("CreateRecovery", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let CreateRecoveryRequest { shares, threshold } = *request.get_ref();
             let (id, shares) = self.broker.create_recovery(&call, shares, threshold).await?;
             Ok(CreateRecoveryResponse { shares: texts(shares), recovery_key_id: id.simple().to_string() })
@@ -75,7 +75,7 @@ impl RootService for Api {
         // Time is left to answer with what was done.
         let until = Instant::now() + self.request_max.mul_f32(0.8);
         self.answer("DrillRecovery", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let found = self.broker.drill_recovery(&call, &request.get_ref().shares, until).await?;
             Ok(DrillRecoveryResponse {
                 installation_id: found.installation.to_string(),

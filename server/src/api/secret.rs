@@ -26,7 +26,7 @@ impl SecretService for Api {
         request: Request<PutSecretRequest>,
     ) -> Result<Response<PutSecretResponse>, Status> {
         self.answer("PutSecret", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let mut message = request.into_inner();
             let path = SecretPath::parse(&message.path)?;
             let fields = fields_in(std::mem::take(&mut message.fields))?;
@@ -41,7 +41,7 @@ impl SecretService for Api {
         request: Request<GetSecretRequest>,
     ) -> Result<Response<GetSecretResponse>, Status> {
         self.answer("GetSecret", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.into_inner();
             let path = SecretPath::parse(&message.path)?;
             let found = self.broker.get_secret(&call, &path, message.version).await?;
@@ -60,7 +60,7 @@ impl SecretService for Api {
         request: Request<ListSecretsRequest>,
     ) -> Result<Response<ListSecretsResponse>, Status> {
         self.answer("ListSecrets", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.into_inner();
             let prefix = bounded("prefix", &message.prefix)?;
             let limit = if message.page_size == 0 { PAGE_MAX } else { message.page_size };
@@ -84,7 +84,7 @@ impl SecretService for Api {
         request: Request<GetSecretHistoryRequest>,
     ) -> Result<Response<GetSecretHistoryResponse>, Status> {
         self.answer("GetSecretHistory", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.into_inner();
             let path = SecretPath::parse(&message.path)?;
             let versions = self.broker.secret_history(&call, &path).await?;
@@ -101,7 +101,7 @@ impl SecretService for Api {
         request: Request<RollbackSecretRequest>,
     ) -> Result<Response<RollbackSecretResponse>, Status> {
         self.answer("RollbackSecret", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.into_inner();
             let path = SecretPath::parse(&message.path)?;
             self.broker.rollback_secret(&call, &path, message.version).await?;
@@ -140,7 +140,7 @@ impl Api {
         change: VersionChange,
     ) -> Result<Response<ChangeVersionsResponse>, Status> {
         self.answer(rpc, async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.into_inner();
             let path = SecretPath::parse(&message.path)?;
             if message.versions.is_empty() || message.versions.len() > VERSIONS_MAX {

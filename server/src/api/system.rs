@@ -23,7 +23,7 @@ impl SystemService for Api {
         request: Request<InitializeRequest>,
     ) -> Result<Response<InitializeResponse>, Status> {
         self.answer("Initialize", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let expected = self.bootstrap_token_file.as_deref();
             let made = self.broker.initialize(&call, &request.get_ref().bootstrap_token, expected).await?;
             Ok(InitializeResponse {
@@ -41,7 +41,7 @@ impl SystemService for Api {
         request: Request<GetStatusRequest>,
     ) -> Result<Response<GetStatusResponse>, Status> {
         self.answer("GetStatus", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let status = self.broker.status(&call).await?;
             let (state, message) = match status.state {
                 seal::State::Sealed(why) => (State::Sealed, why),
@@ -55,7 +55,7 @@ impl SystemService for Api {
 
     async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
         self.answer("WhoAmI", async {
-            let (caller, rights) = self.broker.whoami(&self.call(&request)?).await?;
+            let (caller, rights) = self.broker.whoami(&self.call(&request).await?).await?;
             Ok(whoami(&caller, &rights))
         })
         .await
@@ -66,7 +66,7 @@ impl SystemService for Api {
         request: Request<RevokeInitialAdministratorRequest>,
     ) -> Result<Response<RevokeInitialAdministratorResponse>, Status> {
         self.answer("RevokeInitialAdministrator", async {
-            let revoked = self.broker.revoke_initial_administrator(&self.call(&request)?).await?;
+            let revoked = self.broker.revoke_initial_administrator(&self.call(&request).await?).await?;
             Ok(RevokeInitialAdministratorResponse { revoked })
         })
         .await

@@ -25,7 +25,7 @@ impl WorkloadService for Api {
         request: Request<IssueSecretsRequest>,
     ) -> Result<Response<IssueSecretsResponse>, Status> {
         self.answer("IssueSecrets", async {
-            let call = self.call(&request)?;
+            let call = self.call(&request).await?;
             let message = request.into_inner();
             let issued = self
                 .broker

@@ -6,10 +6,7 @@ use crate::{
     broker::lease::Lease,
     error::Error,
     secret_cache::{AsOf, Changes, SecretCache},
-    store::{
-        Tx, admin_tokens, audit, integrity_head,
-        objects::{self, Standing},
-    },
+    store::{Tx, audit, bases, objects::Standing},
 };
 
 /// Beyond as many changes the cache forgets all that it holds instead of reading them, for the head row is locked meanwhile.
@@ -31,6 +28,7 @@ pub(super) struct Basis {
 }
 
 /// What stands of all that several operations rest on.
+#[derive(Default)]
 pub(super) struct WhatStands {
     objects: HashSet<Standing>,
     admin_tokens: HashSet<String>,
@@ -39,7 +37,7 @@ pub(super) struct WhatStands {
 }
 
 impl WhatStands {
-    /// As of now, with the log's head row locked at `audit_size` entries: one question of each kind for all of them. Whoever
+    /// As of now, with the log's head row locked at `audit_size` entries: one question for all of them. Whoever
     /// changes something later has a later entry. No row is locked for it, so that nobody's calls can keep a right from being
     /// taken away.
     pub(super) async fn now<'a>(
@@ -48,26 +46,27 @@ impl WhatStands {
         secrets: &SecretCache,
         audit_size: i64,
     ) -> Result<Self, Error> {
-        let mut objects: HashSet<_> = bases.clone().flat_map(|basis| &basis.objects).copied().collect();
-        if !objects.is_empty() {
-            objects = objects::unchanged(tx, &objects).await?;
-        }
-        let mut admin_tokens: HashSet<_> =
-            bases.clone().filter_map(|basis| basis.admin_token.clone()).collect();
-        if !admin_tokens.is_empty() {
-            admin_tokens = admin_tokens::live_of(tx, &admin_tokens).await?;
-        }
-        let (mut revision, mut changes) = (0, Changes::default());
+        let objects: HashSet<_> = bases.clone().flat_map(|basis| &basis.objects).copied().collect();
+        let admin_tokens: HashSet<_> = bases.clone().filter_map(|basis| basis.admin_token.clone()).collect();
         let oldest = bases.clone().filter_map(|basis| basis.as_of).min_by_key(|as_of| as_of.generation);
-        if oldest.is_some() || bases.clone().any(|basis| basis.revision.is_some()) {
-            let now = integrity_head::marks(tx).await?;
-            revision = now.revision;
-            if let Some(oldest) = oldest.filter(|oldest| oldest.generation != now.generation) {
-                changes = changes_since(tx, oldest, now.generation).await?;
-                secrets.follow(oldest, AsOf { generation: now.generation, audit_size }, &changes);
-            }
+        let rests_on_revision = bases.clone().any(|basis| basis.revision.is_some());
+        if objects.is_empty() && admin_tokens.is_empty() && oldest.is_none() && !rests_on_revision {
+            return Ok(Self::default());
         }
-        Ok(Self { objects, admin_tokens, revision, changes })
+        let (objects, admin_tokens) = (Vec::from_iter(objects), Vec::from_iter(admin_tokens));
+        let found = bases::find(tx, &objects, &admin_tokens).await?;
+        let mut changes = Changes::default();
+        if let Some(oldest) = oldest.filter(|oldest| oldest.generation != found.generation) {
+            changes = changes_since(tx, oldest, found.generation).await?;
+            secrets.follow(oldest, AsOf { generation: found.generation, audit_size }, &changes);
+        }
+        let stands = |place: i64| objects.get(usize::try_from(place).ok()?.checked_sub(1)?).copied();
+        Ok(Self {
+            objects: found.objects.into_iter().filter_map(stands).collect(),
+            admin_tokens: HashSet::from_iter(found.admin_tokens),
+            revision: found.revision,
+            changes,
+        })
     }
 
     /// Whether all of it stands. `paths` are those of the secrets that the operation names.

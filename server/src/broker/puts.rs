@@ -38,7 +38,7 @@ use crate::{
     },
 };
 
-const ISOLATION: Isolation = Isolation::ReadCommitted {
+const ISOLATION: Isolation = Isolation::ReadCommittedPlannedOnce {
     because: "the secrets' rows are locked as they are read, and the head row's lock orders all appends",
 };
 

@@ -1,7 +1,5 @@
 //! Table `admin_tokens`.
 
-use std::collections::HashSet;
-
 use keyfold_core::row_mac::RowEncoder;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -108,24 +106,6 @@ pub async fn is_live(connection: &mut PgConnection, name: &str) -> Result<bool, 
     )
     .fetch_one(connection)
     .await?)
-}
-
-/// Those of these names whose token is not revoked.
-///
-/// # Errors
-/// Those of Postgres.
-pub async fn live_of(
-    connection: &mut PgConnection,
-    names: &HashSet<String>,
-) -> Result<HashSet<String>, Error> {
-    let names: Vec<_> = names.iter().cloned().collect();
-    let live = sqlx::query_scalar!(
-        "SELECT name FROM admin_tokens WHERE name = ANY ($1) AND revoked_at IS NULL",
-        &names
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(live.into_iter().collect())
 }
 
 /// Makes the token of this name void. Says whether it was live.

@@ -112,27 +112,6 @@ pub async fn find(connection: &mut PgConnection, macs: &RowMacs) -> Result<Stand
     .checked(macs)
 }
 
-/// Generation and revision as they stand, unchecked.
-pub struct Marks {
-    /// Of the head.
-    pub generation: i64,
-    /// Of what is declared.
-    pub revision: i64,
-}
-
-/// The generation and the revision alone.
-///
-/// # Errors
-/// Those of Postgres.
-pub async fn marks(connection: &mut PgConnection) -> Result<Marks, Error> {
-    Ok(sqlx::query_as!(
-        Marks,
-        r#"SELECT generation, (SELECT revision FROM object_revision) AS "revision!" FROM integrity_head"#
-    )
-    .fetch_one(connection)
-    .await?)
-}
-
 /// The head, locked after the audit log's: so the next entry is this transaction's, and so is the next generation.
 ///
 /// # Errors

@@ -1,7 +1,5 @@
 //! Table `objects`: what operators declare.
 
-use std::collections::HashSet;
-
 use futures_util::TryStreamExt as _;
 use keyfold_core::{
     name::ObjectName,
@@ -309,29 +307,8 @@ pub async fn stand_unchanged(connection: &mut PgConnection, basis: &[Standing]) 
     Ok(usize::try_from(standing) == Ok(basis.len()))
 }
 
-/// Those of `basis` that are as they were read.
-///
-/// # Errors
-/// Those of Postgres.
-pub async fn unchanged(
-    connection: &mut PgConnection,
-    basis: &HashSet<Standing>,
-) -> Result<HashSet<Standing>, Error> {
-    let basis: Vec<_> = basis.iter().copied().collect();
-    let (ids, generations) = unzipped(&basis);
-    let rows = sqlx::query!(
-        "SELECT id, generation FROM objects
-         JOIN UNNEST($1::uuid[], $2::bigint[]) AS wanted (id, generation) USING (id, generation)",
-        &ids,
-        &generations
-    )
-    .fetch_all(connection)
-    .await?;
-    let standing = |id, generation: i64| Standing { id, generation: generation.cast_unsigned() };
-    Ok(rows.into_iter().map(|row| standing(row.id, row.generation)).collect())
-}
-
-fn unzipped(basis: &[Standing]) -> (Vec<Uuid>, Vec<i64>) {
+/// Ids and generations, apart, as a statement takes them.
+pub(super) fn unzipped(basis: &[Standing]) -> (Vec<Uuid>, Vec<i64>) {
     basis.iter().map(|standing| (standing.id, standing.generation.cast_signed())).unzip()
 }
 

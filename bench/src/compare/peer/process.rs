@@ -74,7 +74,7 @@ pub(in crate::compare) struct Setup<'a> {
 }
 
 /// A peer that serves; stopped when dropped.
-pub(in crate::compare) struct Peer {
+pub(crate) struct Peer {
     process: Mutex<Process>,
     pid: std::sync::Mutex<u32>,
     program: PathBuf,
