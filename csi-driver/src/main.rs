@@ -21,6 +21,7 @@ static ALLOCATOR: WipingAllocator = WipingAllocator;
 
 fn main() -> ExitCode {
     // Before the runtime, which starts threads.
+    keyfold_memory::keep_little_free_memory();
     match keyfold_memory::harden().map_err(Into::into).and_then(|()| run(Arguments::parse())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -7,4 +7,4 @@ mod wiping_allocator;
 
 pub use arena::{LockedKey, NotLocked, reserve};
 pub use harden::harden;
-pub use wiping_allocator::WipingAllocator;
+pub use wiping_allocator::{WipingAllocator, keep_little_free_memory};

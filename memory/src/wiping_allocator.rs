@@ -1,6 +1,6 @@
 //! An allocator that leaves nothing in what it frees.
 
-#![allow(unsafe_code, reason = "GlobalAlloc is an unsafe trait")]
+#![allow(unsafe_code, reason = "GlobalAlloc is an unsafe trait, and mallopt(3) a C function")]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -39,6 +39,35 @@ unsafe impl GlobalAlloc for WipingAllocator {
         unsafe { System.dealloc(ptr, layout) }
     }
 }
+
+/// Blocks from this size on are mapped each by itself, and given back to the system when they are freed.
+#[cfg(target_env = "gnu")]
+const MAPPED_BYTES_MIN: libc::c_int = 128 * 1024;
+/// As much free memory is kept at the heap's end.
+#[cfg(target_env = "gnu")]
+const KEPT_BYTES_MAX: libc::c_int = 1024 * 1024;
+/// Heaps, which threads share. Each keeps what was freed in it.
+#[cfg(target_env = "gnu")]
+const HEAPS_MAX: libc::c_int = 2;
+
+/// Bounds what the system's allocator keeps of freed memory (mallopt(3)). Otherwise glibc raises the size from which it maps
+/// blocks by themselves with the largest block that was ever freed, and what large replies took stays with the process. To be
+/// called before there are threads.
+#[cfg(target_env = "gnu")]
+pub fn keep_little_free_memory() {
+    for (parameter, value) in [
+        (libc::M_MMAP_THRESHOLD, MAPPED_BYTES_MIN),
+        (libc::M_TRIM_THRESHOLD, KEPT_BYTES_MAX),
+        (libc::M_ARENA_MAX, HEAPS_MAX),
+    ] {
+        // SAFETY: it takes numbers alone. A value that it does not like changes nothing, and is no reason not to start.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
+/// Other systems' allocators have nothing of the kind.
+#[cfg(not(target_env = "gnu"))]
+pub fn keep_little_free_memory() {}
 
 #[cfg(test)]
 mod tests {
