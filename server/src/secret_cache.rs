@@ -3,7 +3,7 @@
 //! Nothing of it counts by itself. Each read has an audit entry, and the transaction of the entry looks, once the log's head
 //! row is locked, whether anything was changed since the moment that the cache had followed to: every change of guarded
 //! rows raises the generation of the integrity head in the same transaction as its entry, which names the paths. So what is
-//! served is what is current as its entry is written, whatever notifications were lost.
+//! served from here is what is current as its entry is written, whatever notifications were lost.
 
 use std::{
     collections::HashSet,
