@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// `issue` and `read` at 32 callers and 10,000 secrets alone, in short phases, without further columns
     #[arg(long)]
     quick: bool,
+    /// Keyfold without the peer, for a look at a change of it; the file is not written
+    #[arg(long)]
+    alone: bool,
     /// What to measure [default: everything]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     workloads: Option<Vec<Workload>>,
@@ -99,9 +102,16 @@ pub(crate) async fn run(args: &Args, out: &Path) -> ExitCode {
         fills.extend(stand.prepare(cell, at + 1 == cells.len()).await);
         let start = Instant::now();
         workloads.push(stand.measure(cell).await);
-        report::write(out, &machine, &fills, &workloads);
+        if args.alone {
+            println!("{:#}", workloads[at]["keyfold"]);
+        } else {
+            report::write(out, &machine, &fills, &workloads);
+        }
         let (Cell { callers, stored, .. }, name) = (cell, cell.workload.name());
         eprintln!("{name}, {callers} callers, {stored} secrets: {} s", start.elapsed().as_secs());
+    }
+    if args.alone {
+        return ExitCode::SUCCESS;
     }
     report::print(&workloads);
     println!("\nWritten to {}", out.join(report::FILE).display());

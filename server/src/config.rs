@@ -332,7 +332,7 @@ impl Default for Keys {
 pub struct Audit {
     /// Most entries of one commit.
     pub group_entries_max: usize,
-    /// How long a commit waits for as many callers as the last one had. One caller alone never waits.
+    /// How long a commit goes on gathering callers, at most, while more of them come. One caller alone never waits.
     pub group_wait_micros: u64,
 }
 
@@ -372,7 +372,7 @@ pub struct Cache {
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { secret_bytes: 16 * 1024 * 1024 }
+        Self { secret_bytes: 32 * 1024 * 1024 }
     }
 }
 

@@ -1,4 +1,4 @@
-//! All state, in Postgres. One file a table below; `Store::tx` is the only way to a transaction.
+//! All state, in Postgres. One file a table below; `Store::tx` is the only way to a transaction of several statements.
 
 use std::{
     fs,
@@ -9,10 +9,13 @@ use std::{
 };
 
 use sqlx::{
-    Executor as _, PgConnection, PgPool,
+    Connection as _, Executor as _, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgSslMode},
 };
-use tokio::time::Instant;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 
 use crate::{
     config,
@@ -57,6 +60,13 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 /// How often a transaction that lost against others is run again before its caller is told.
 const ATTEMPTS: u32 = 10;
 
+/// How long one statement may take that nothing else would end: longer than it may wait for a lock.
+const STATEMENT_MAX: Duration = Duration::from_secs(15);
+
+/// A kept connection that went unused for longer is asked whether it lives, and has so long to answer.
+const UNUSED_MAX: Duration = Duration::from_secs(1);
+const PING_MAX: Duration = Duration::from_secs(2);
+
 /// How long a transaction that met a change of the root key is run again until its replica has followed, and how often.
 const ROOT_CHANGE_MAX: Duration = Duration::from_secs(10);
 const ROOT_CHANGE_POLL: Duration = Duration::from_millis(100);
@@ -80,7 +90,25 @@ pub struct Store {
     /// Two connections for what is declared, one that reads it and one that listens for changes: callers who wait for
     /// theirs must not keep a replica from confirming what they are decided on.
     declared: PgPool,
+    /// A connection for `at_once`, beside those of the pool.
+    kept: Arc<Mutex<Option<Kept>>>,
     marks: Arc<Marks>,
+}
+
+/// A connection that is used all the time, so that it need not be asked before each use whether it lives.
+#[derive(Debug)]
+struct Kept {
+    connection: PgConnection,
+    last_used: Instant,
+}
+
+impl Kept {
+    /// Asks whether it lives, unless it did a moment ago.
+    async fn if_alive(mut self) -> Option<PgConnection> {
+        let is_alive = self.last_used.elapsed() < UNUSED_MAX
+            || matches!(timeout(PING_MAX, self.connection.ping()).await, Ok(Ok(())));
+        is_alive.then_some(self.connection)
+    }
 }
 
 /// How a transaction is kept apart from others.
@@ -185,6 +213,7 @@ impl Store {
             pool: pool(config.max_connections, 5),
             watch: pool(2, 2),
             declared: pool(2, 5),
+            kept: Arc::default(),
             marks: Arc::default(),
         })
     }
@@ -271,6 +300,42 @@ impl Store {
         metrics::counter!("keyfold_transaction_retries_total", "name" => name)
             .increment(u64::from(attempt - 1));
         result.map(|committed| committed.0)
+    }
+
+    /// Runs one statement that is a transaction by itself, one after the other, and without a round trip more. A call takes
+    /// part in no transaction.
+    ///
+    /// # Errors
+    /// Those of `statement`. When Postgres does not answer, or the connection is lost, it is open whether the statement took
+    /// place.
+    pub async fn at_once<T>(
+        &self,
+        name: &'static str,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let start = Instant::now();
+        let mut kept = self.kept.lock().await;
+        let alive = match kept.take() {
+            Some(kept) => kept.if_alive().await,
+            None => None,
+        };
+        let mut connection = match alive {
+            Some(connection) => connection,
+            None => self.pool.acquire().await?.detach(),
+        };
+        #[cfg(debug_assertions)]
+        crash_points::pass(name, crash_points::Moment::Before);
+        let done = timeout(STATEMENT_MAX, statement(&mut connection)).await;
+        let done = done.unwrap_or_else(|_| Err(Error::database_silent()));
+        #[cfg(debug_assertions)]
+        crash_points::pass(name, crash_points::Moment::After);
+        if done.is_ok() {
+            *kept = Some(Kept { connection, last_used: Instant::now() });
+        }
+        let outcome = if done.is_ok() { "committed" } else { "rolled_back" };
+        metrics::histogram!("keyfold_transaction_seconds", "name" => name, "outcome" => outcome)
+            .record(start.elapsed().as_secs_f64());
+        done
     }
 
     #[allow(clippy::disallowed_methods, reason = "the one place that begins a transaction")]

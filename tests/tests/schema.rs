@@ -50,6 +50,54 @@ async fn the_audit_logs_head_cannot_go_back_or_away() {
     world.database.check_audit_log();
 }
 
+/// What a server decided on may have changed since.
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_are_appended_only_while_all_that_they_rest_on_stands() {
+    let world = World::start().await.with_payments().await;
+    let size = || world.database.sql("SELECT size FROM audit_head");
+    let append = |ids: &str, generations: &str, admin_tokens: &str, revision: &str, generation: &str| {
+        format!(
+            "SELECT append_audit_entries(
+                 now(), '{{secret.issue}}', '{{api-0}}', '{{allowed}}', '{{payments/db}}', '{{1}}', '{{1}}',
+                 ARRAY['entry'::bytea], ARRAY[sha256('entry')], ARRAY({ids}), ARRAY({generations}), {admin_tokens},
+                 ({revision}), ({generation}))"
+        )
+    };
+    let ids = "SELECT id FROM objects ORDER BY id";
+    let generations = "SELECT generation FROM objects ORDER BY id";
+    let (none, live) = ("'{}'", "ARRAY(SELECT name FROM admin_tokens)");
+    let (revision, generation) =
+        ("SELECT revision FROM object_revision", "SELECT generation FROM integrity_head");
+    let before = size();
+    for stale in [
+        append(ids, "SELECT generation + 1 FROM objects ORDER BY id", none, "NULL", "NULL"),
+        append("SELECT gen_random_uuid()", "SELECT 1::bigint", none, "NULL", "NULL"),
+        append(ids, generations, "'{nobody}'", "NULL", "NULL"),
+        append(ids, generations, none, "SELECT revision - 1 FROM object_revision", "NULL"),
+        append(ids, generations, none, "NULL", "SELECT generation - 1 FROM integrity_head"),
+        format!(
+            "BEGIN; UPDATE admin_tokens SET revoked_at = now(); {}; ROLLBACK",
+            append(ids, generations, live, "NULL", "NULL")
+        ),
+        // Here nothing would be seen that was committed while the head's lock was waited for.
+        format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ; {}; COMMIT",
+            append(ids, generations, live, revision, generation)
+        ),
+    ] {
+        assert_eq!(world.database.sql(&stale), "", "{stale}");
+        assert_eq!(size(), before, "{stale}");
+    }
+    let standing = append(ids, generations, live, revision, generation);
+    assert_eq!(world.database.sql(&standing), before);
+    assert_eq!(
+        world
+            .database
+            .sql("SELECT a.size - e.index FROM audit_head a, audit_entries e ORDER BY e.index DESC LIMIT 1"),
+        "1"
+    );
+}
+
 /// What Postgres says to a change, even of a superuser.
 fn refusal(database: &Database, change: &str) -> String {
     database.access.sql(&database.name, change).unwrap_err().to_string()

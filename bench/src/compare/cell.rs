@@ -49,7 +49,7 @@ struct Shares {
 }
 
 impl Cell {
-    /// Measures all columns, the first of which is Keyfold, the second the peer. Gives the report's entry.
+    /// Measures all columns, the first of which is Keyfold, the second the peer if it is there. Gives the report's entry.
     ///
     /// # Panics
     /// When an answer is wrong.
@@ -74,7 +74,7 @@ impl Cell {
             let source = self.source(&tokens, 0..count);
             fastest.push(arm.run(&source, Pace::Closed, plan.phase / 2).await.per_second());
         }
-        let (ours, theirs) = (fastest[0], fastest[1]);
+        let (ours, theirs) = (fastest[0], fastest.get(1).copied().unwrap_or(f64::MAX));
         let most = fastest.into_iter().fold(0.0, f64::max);
         // Half as many again, because the first phase is the slowest.
         let of = |rate: f64| ((rate * 1.5 * plan.phase.as_secs_f64()) as usize + 100).min(plan.tokens_max);
@@ -91,7 +91,7 @@ impl Cell {
         }
         let throughput = |arm: &Arm<'_>| arm.samples.last().map_or(f64::NAN, |sample| sample["ops"]);
         // Of the slower one of the two: both can serve it.
-        let rate = throughput(&arms[0]).min(throughput(&arms[1])) * LOAD_SHARE;
+        let rate = arms.iter().take(2).map(throughput).fold(f64::MAX, f64::min) * LOAD_SHARE;
         for arm in arms.iter_mut() {
             let source = self.source(&tokens, closed..closed + open);
             let outcome = arm.run(&source, Pace::Open(rate), plan.phase).await;

@@ -62,15 +62,17 @@ impl Stand {
             issuer: (&public_key, ISSUER),
         };
         let broker = Arc::new(Broker::start(Arc::clone(&mint), &args.keyfold_setting).await);
+        let mut columns = vec![Column { key: "keyfold", side: Side::Keyfold(broker) }];
+        let plan = plan(args, mint);
+        if args.alone {
+            return Self { columns, plan, filled: 0, is_kept: false, has_logins: false };
+        }
         let peer = Arc::new(Peer::start(&setup(Storage::Postgres)).await);
+        columns.push(Column { key: "peer", side: Side::Peer(Arc::clone(&peer), TokenKind::Service) });
         let further = args
             .columns
             .clone()
             .unwrap_or_else(|| if args.quick { Vec::new() } else { vec![Further::Raft, Further::Batch] });
-        let mut columns = vec![
-            Column { key: "keyfold", side: Side::Keyfold(broker) },
-            Column { key: "peer", side: Side::Peer(Arc::clone(&peer), TokenKind::Service) },
-        ];
         if further.contains(&Further::Raft) {
             let raft = Arc::new(Peer::start(&setup(Storage::Raft)).await);
             columns.push(Column { key: "peer_raft", side: Side::Peer(raft, TokenKind::Service) });
@@ -78,13 +80,6 @@ impl Stand {
         if further.contains(&Further::Batch) {
             columns.push(Column { key: "peer_batch", side: Side::Peer(peer, TokenKind::Batch) });
         }
-        let (secs, tokens) = if args.quick { (3, 8000) } else { (5, 20_000) };
-        let plan = Plan {
-            pairs: args.pairs.into(),
-            phase: Duration::from_secs(args.phase_secs.unwrap_or(secs)),
-            tokens_max: args.tokens_max.unwrap_or(tokens),
-            mint,
-        };
         Self { columns, plan, filled: 0, is_kept: false, has_logins: false }
     }
 
@@ -166,6 +161,16 @@ impl Stand {
             Workload::Write => cell.measure(plan, &servers).await,
             _ => cell.measure(plan, &self.columns.iter().collect::<Vec<_>>()).await,
         }
+    }
+}
+
+fn plan(args: &Args, mint: Arc<Mint>) -> Plan {
+    let (secs, tokens) = if args.quick { (3, 8000) } else { (5, 20_000) };
+    Plan {
+        pairs: args.pairs.into(),
+        phase: Duration::from_secs(args.phase_secs.unwrap_or(secs)),
+        tokens_max: args.tokens_max.unwrap_or(tokens),
+        mint,
     }
 }
 

@@ -6,7 +6,11 @@ use crate::{
     broker::lease::Lease,
     error::Error,
     secret_cache::{AsOf, Changes, SecretCache},
-    store::{Tx, audit, bases, objects::Standing},
+    store::{
+        Tx, audit,
+        bases::{self, Wanted},
+        objects::Standing,
+    },
 };
 
 /// Beyond as many changes the cache forgets all that it holds instead of reading them, for the head row is locked meanwhile.
@@ -25,6 +29,38 @@ pub(super) struct Basis {
     pub(super) revision: Option<i64>,
     /// The secrets that the operation names have not changed since.
     pub(super) as_of: Option<AsOf>,
+}
+
+impl Basis {
+    /// All that these rest on, if that can be looked at in one statement: where it wants neither a lease nor what has
+    /// changed since different moments.
+    pub(super) fn all<'a>(bases: impl Iterator<Item = &'a Self> + Clone) -> Option<Wanted> {
+        let all_one = |mut numbers: HashSet<i64>| match numbers.len() {
+            0 => Some(None),
+            1 => numbers.drain().next().map(Some),
+            _ => None,
+        };
+        if bases.clone().any(|basis| basis.lease.is_some()) {
+            return None;
+        }
+        let generations = bases.clone().filter_map(|basis| basis.as_of).map(|as_of| as_of.generation);
+        Some(Wanted {
+            revision: all_one(bases.clone().filter_map(|basis| basis.revision).collect())?,
+            generation: all_one(generations.collect())?,
+            objects: objects(bases.clone()),
+            admin_tokens: admin_tokens(bases),
+        })
+    }
+}
+
+fn objects<'a>(bases: impl Iterator<Item = &'a Basis>) -> Vec<Standing> {
+    let objects: HashSet<_> = bases.flat_map(|basis| &basis.objects).copied().collect();
+    Vec::from_iter(objects)
+}
+
+fn admin_tokens<'a>(bases: impl Iterator<Item = &'a Basis>) -> Vec<String> {
+    let names: HashSet<_> = bases.filter_map(|basis| basis.admin_token.clone()).collect();
+    Vec::from_iter(names)
 }
 
 /// What stands of all that several operations rest on.
@@ -46,14 +82,12 @@ impl WhatStands {
         secrets: &SecretCache,
         audit_size: i64,
     ) -> Result<Self, Error> {
-        let objects: HashSet<_> = bases.clone().flat_map(|basis| &basis.objects).copied().collect();
-        let admin_tokens: HashSet<_> = bases.clone().filter_map(|basis| basis.admin_token.clone()).collect();
+        let (objects, admin_tokens) = (objects(bases.clone()), admin_tokens(bases.clone()));
         let oldest = bases.clone().filter_map(|basis| basis.as_of).min_by_key(|as_of| as_of.generation);
         let rests_on_revision = bases.clone().any(|basis| basis.revision.is_some());
         if objects.is_empty() && admin_tokens.is_empty() && oldest.is_none() && !rests_on_revision {
             return Ok(Self::default());
         }
-        let (objects, admin_tokens) = (Vec::from_iter(objects), Vec::from_iter(admin_tokens));
         let found = bases::find(tx, &objects, &admin_tokens).await?;
         let mut changes = Changes::default();
         if let Some(oldest) = oldest.filter(|oldest| oldest.generation != found.generation) {

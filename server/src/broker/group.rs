@@ -1,22 +1,23 @@
 //! Group commit: one transaction does the work of all callers in flight on this replica, so that the log's head row is
-//! locked, and the disk waited for, once for all of them. Whoever comes while a commit is under way is in the next. A
-//! caller alone waits for nobody.
+//! locked, and the disk waited for, once for all of them. Whoever comes while a commit is under way is in the next, which
+//! begins once all callers that are there are decided. A caller alone waits for nobody.
 
 use std::{
     collections::{HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::{
-    sync::{Notify, oneshot},
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::oneshot, task::yield_now, time::Instant};
 
 use crate::{
     config,
     error::Error,
     store::{Committed, Isolation, Store, Tx},
 };
+
+/// Nobody more may have come of so much giving way: with one turn alone a caller would often be missed who is being decided on
+/// another thread at that time.
+const GIVES_WAY: u32 = 2;
 
 /// What is done for several callers in one transaction.
 pub(crate) trait GroupWork: Send + Sync + 'static {
@@ -42,7 +43,6 @@ struct Server<W: GroupWork> {
     work: W,
     config: config::Audit,
     queue: Mutex<Queue<W>>,
-    arrived: Notify,
 }
 
 struct Queue<W: GroupWork> {
@@ -66,7 +66,7 @@ impl<W: GroupWork> Default for Queue<W> {
 impl<W: GroupWork> Group<W> {
     /// Of a server that has just started.
     pub(crate) fn new(work: W, config: config::Audit) -> Self {
-        Self(Arc::new(Server { work, config, queue: Mutex::default(), arrived: Notify::new() }))
+        Self(Arc::new(Server { work, config, queue: Mutex::default() }))
     }
 
     /// Commits the caller's work together with that of others. It is durable when this returns `Ok`.
@@ -80,9 +80,7 @@ impl<W: GroupWork> Group<W> {
             queue.waiting.push_back(Waiting { item, reply });
             std::mem::replace(&mut queue.is_served, true)
         };
-        if is_served {
-            self.0.arrived.notify_one();
-        } else {
+        if !is_served {
             // In a task of its own: a caller who goes away does not end what others wait for.
             tokio::spawn(Arc::clone(&self.0).serve());
         }
@@ -98,25 +96,25 @@ impl<W: GroupWork> Server<W> {
     /// Commits until nobody waits any more.
     async fn serve(self: Arc<Self>) {
         let _serving = Serving(&self);
-        let mut expected = 1;
         loop {
-            self.gather(expected).await;
+            self.gather().await;
             let Some(batch) = self.next_batch() else { break };
-            expected = batch.len();
             #[allow(clippy::cast_precision_loss, reason = "some hundred")]
-            metrics::histogram!("keyfold_group_size", "name" => W::NAME).record(expected as f64);
+            metrics::histogram!("keyfold_group_size", "name" => W::NAME).record(batch.len() as f64);
             self.commit(batch).await;
         }
     }
 
-    /// Waits for as many as came last, but not for long: those who got their answers a moment ago are likely to ask again,
-    /// and a commit costs about the same for all of them as for the first.
-    async fn gather(&self, expected: usize) {
+    /// Gives way to all that is ready to run, for as long as more callers come of it: a commit costs about the same for
+    /// all of them as for the first. Where nothing is ready this takes no time.
+    async fn gather(&self) {
         let until = Instant::now() + self.config.group_wait();
-        while expected > 1 && self.queue().waiting.len() < expected {
-            if timeout_at(until, self.arrived.notified()).await.is_err() {
-                break;
-            }
+        let (mut waiting, mut turns_without_more) = (self.queue().waiting.len(), 0);
+        while turns_without_more < GIVES_WAY && Instant::now() < until {
+            yield_now().await;
+            let now_waiting = self.queue().waiting.len();
+            turns_without_more = if now_waiting > waiting { 0 } else { turns_without_more + 1 };
+            waiting = now_waiting;
         }
     }
 

@@ -5,7 +5,10 @@ use keyfold_core::audit::{Entry, Outcome, leaf_hash};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use crate::error::Error;
+use crate::{
+    error::Error,
+    store::{bases::Wanted, objects::unzipped},
+};
 
 /// Bytes of entries after which a page ends.
 const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -106,6 +109,41 @@ pub async fn append_all(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Appends entries that change nothing else in one statement, which is best a transaction of its own: the head row is locked,
+/// and then nothing is written unless all that is `wanted` stands. Gives the first one's index.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn append_if_stands(
+    connection: &mut PgConnection,
+    at: OffsetDateTime,
+    entries: &[Entry],
+    wanted: &Wanted,
+) -> Result<Option<i64>, Error> {
+    let mut rows = EntryRows::default();
+    entries.iter().for_each(|entry| rows.push(entry));
+    let (ids, generations) = unzipped(&wanted.objects);
+    Ok(sqlx::query_scalar!(
+        "SELECT append_audit_entries($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        at,
+        &rows.operations as _,
+        &rows.actors as _,
+        &rows.outcomes as _,
+        &rows.paths,
+        &rows.first_paths,
+        &rows.last_paths,
+        &rows.entries,
+        &rows.leaf_hashes,
+        &ids,
+        &generations,
+        &wanted.admin_tokens,
+        wanted.revision,
+        wanted.generation
+    )
+    .fetch_one(connection)
+    .await?)
 }
 
 /// The columns of entries that are to be written. Postgres has no arrays of arrays of different lengths, so the paths of

@@ -7,6 +7,18 @@ use crate::{
     store::objects::{Standing, unzipped},
 };
 
+/// What is to stand.
+pub struct Wanted {
+    /// Declared objects, as they were read.
+    pub objects: Vec<Standing>,
+    /// Administrators' tokens that are not revoked.
+    pub admin_tokens: Vec<String>,
+    /// Of what is declared.
+    pub revision: Option<i64>,
+    /// Of the integrity head.
+    pub generation: Option<i64>,
+}
+
 /// What stands.
 pub struct Found {
     /// Of the standings asked for, the places of those that are as they were read, from 1.
