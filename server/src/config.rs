@@ -372,7 +372,7 @@ pub struct Cache {
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { secret_bytes: 32 * 1024 * 1024 }
+        Self { secret_bytes: 20 * 1024 * 1024 }
     }
 }
 
