@@ -1,5 +1,5 @@
--- Appends audit entries of operations that change nothing else, in one statement: nothing travels while the log's head row
--- is locked.
+-- Appends audit entries. As a transaction of its own that is one statement, and nothing travels while the log's head row is
+-- locked.
 --
 -- An allowance rests on declared objects as they were read, on administrators' tokens, and where it is given on the
 -- revision of all that is declared and on the generation of the integrity head. Each statement below sees what was
@@ -9,7 +9,7 @@ CREATE FUNCTION append_audit_entries(
     entries_at timestamptz, operations text[], actors text[], outcomes text[],
     -- Those of all entries one after the other, and of each entry the places of its first and last one.
     all_paths text[], first_paths integer[], last_paths integer[],
-    entries bytea[], leaf_hashes bytea[],
+    entries bytea[], leaf_hashes bytea[], entry_generations bigint[],
     object_ids uuid[], object_generations bigint[], live_admin_tokens text[],
     wanted_revision bigint, wanted_generation bigint
 ) RETURNS bigint LANGUAGE plpgsql AS $$
@@ -37,11 +37,11 @@ BEGIN
         RETURN NULL;
     END IF;
     UPDATE audit_head SET size = first_index + cardinality(operations);
-    INSERT INTO audit_entries (index, at, operation, actor, outcome, paths, entry, leaf_hash)
+    INSERT INTO audit_entries (index, at, operation, actor, outcome, paths, entry, leaf_hash, generation)
     SELECT first_index + new.place - 1, entries_at, new.operation, new.actor, new.outcome,
-           all_paths[new.first_path:new.last_path], new.entry, new.leaf_hash
-    FROM UNNEST(operations, actors, outcomes, first_paths, last_paths, entries, leaf_hashes) WITH ORDINALITY
-         AS new (operation, actor, outcome, first_path, last_path, entry, leaf_hash, place);
+           all_paths[new.first_path:new.last_path], new.entry, new.leaf_hash, new.generation
+    FROM UNNEST(operations, actors, outcomes, first_paths, last_paths, entries, leaf_hashes, entry_generations)
+         WITH ORDINALITY AS new (operation, actor, outcome, first_path, last_path, entry, leaf_hash, generation, place);
     RETURN first_index;
 END
 $$;

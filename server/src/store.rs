@@ -9,13 +9,12 @@ use std::{
 };
 
 use sqlx::{
-    Connection as _, Executor as _, PgConnection, PgPool,
+    Executor as _, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgSslMode},
 };
-use tokio::{
-    sync::Mutex,
-    time::{Instant, timeout},
-};
+use tokio::time::Instant;
+
+use kept_connection::KeptConnection;
 
 use crate::{
     config,
@@ -36,6 +35,7 @@ pub mod exposure;
 pub mod installation;
 pub mod integrity_head;
 pub mod keks;
+mod kept_connection;
 pub mod key_references;
 pub mod keysets;
 pub mod leases;
@@ -59,13 +59,6 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 
 /// How often a transaction that lost against others is run again before its caller is told.
 const ATTEMPTS: u32 = 10;
-
-/// How long one statement may take that nothing else would end: longer than it may wait for a lock.
-const STATEMENT_MAX: Duration = Duration::from_secs(15);
-
-/// A kept connection that went unused for longer is asked whether it lives, and has so long to answer.
-const UNUSED_MAX: Duration = Duration::from_secs(1);
-const PING_MAX: Duration = Duration::from_secs(2);
 
 /// How long a transaction that met a change of the root key is run again until its replica has followed, and how often.
 const ROOT_CHANGE_MAX: Duration = Duration::from_secs(10);
@@ -91,24 +84,8 @@ pub struct Store {
     /// theirs must not keep a replica from confirming what they are decided on.
     declared: PgPool,
     /// A connection for `at_once`, beside those of the pool.
-    kept: Arc<Mutex<Option<Kept>>>,
+    kept: Arc<KeptConnection>,
     marks: Arc<Marks>,
-}
-
-/// A connection that is used all the time, so that it need not be asked before each use whether it lives.
-#[derive(Debug)]
-struct Kept {
-    connection: PgConnection,
-    last_used: Instant,
-}
-
-impl Kept {
-    /// Asks whether it lives, unless it did a moment ago.
-    async fn if_alive(mut self) -> Option<PgConnection> {
-        let is_alive = self.last_used.elapsed() < UNUSED_MAX
-            || matches!(timeout(PING_MAX, self.connection.ping()).await, Ok(Ok(())));
-        is_alive.then_some(self.connection)
-    }
 }
 
 /// How a transaction is kept apart from others.
@@ -314,24 +291,11 @@ impl Store {
         statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let start = Instant::now();
-        let mut kept = self.kept.lock().await;
-        let alive = match kept.take() {
-            Some(kept) => kept.if_alive().await,
-            None => None,
-        };
-        let mut connection = match alive {
-            Some(connection) => connection,
-            None => self.pool.acquire().await?.detach(),
-        };
         #[cfg(debug_assertions)]
         crash_points::pass(name, crash_points::Moment::Before);
-        let done = timeout(STATEMENT_MAX, statement(&mut connection)).await;
-        let done = done.unwrap_or_else(|_| Err(Error::database_silent()));
+        let done = self.kept.run(&self.pool, statement).await;
         #[cfg(debug_assertions)]
         crash_points::pass(name, crash_points::Moment::After);
-        if done.is_ok() {
-            *kept = Some(Kept { connection, last_used: Instant::now() });
-        }
         let outcome = if done.is_ok() { "committed" } else { "rolled_back" };
         metrics::histogram!("keyfold_transaction_seconds", "name" => name, "outcome" => outcome)
             .record(start.elapsed().as_secs_f64());

@@ -59,7 +59,7 @@ async fn entries_are_appended_only_while_all_that_they_rest_on_stands() {
         format!(
             "SELECT append_audit_entries(
                  now(), '{{secret.issue}}', '{{api-0}}', '{{allowed}}', '{{payments/db}}', '{{1}}', '{{1}}',
-                 ARRAY['entry'::bytea], ARRAY[sha256('entry')], ARRAY({ids}), ARRAY({generations}), {admin_tokens},
+                 ARRAY['entry'::bytea], ARRAY[sha256('entry')], '{{NULL}}', ARRAY({ids}), ARRAY({generations}), {admin_tokens},
                  ({revision}), ({generation}))"
         )
     };

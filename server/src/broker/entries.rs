@@ -115,7 +115,7 @@ impl Entries {
         if !fallen.is_empty() {
             return Ok(Attempt::Without(fallen));
         }
-        audit::append_all(&mut tx, first_index, now, &entries).await?;
+        audit::append_all(&mut tx, now, &entries).await?;
         let audit_size = first_index + i64::try_from(entries.len()).unwrap_or_default();
         tx.reaches(Reached { audit_size, ..Default::default() });
         Ok(Attempt::Whole(tx.commit(verdicts).await?))

@@ -112,7 +112,7 @@ impl Puts {
             return Ok(Attempt::Without(fallen));
         }
         let entries = entries(puts, &outcomes, standing.head.generation, at);
-        audit::append_all(&mut tx, standing.audit_size, at, &entries).await?;
+        audit::append_all(&mut tx, at, &entries).await?;
         let count = i64::try_from(entries.len()).unwrap_or_default();
         let changes = std::mem::take(tx.changes());
         let head = standing.after_all(count, changes.secrets);

@@ -74,45 +74,22 @@ pub async fn lock(connection: &mut PgConnection) -> Result<i64, Error> {
     Ok(sqlx::query_scalar!("SELECT size FROM audit_head FOR UPDATE").fetch_one(connection).await?)
 }
 
-/// Appends entries at `first_index`, which is the size of the log, whose head row is locked.
+/// Appends entries where the transaction has looked by itself whether what they rest on stands.
 ///
 /// # Errors
-/// Those of Postgres.
+/// Those of Postgres; `Corrupt` outside READ COMMITTED.
 pub async fn append_all(
     connection: &mut PgConnection,
-    first_index: i64,
     at: OffsetDateTime,
     entries: &[Entry],
 ) -> Result<(), Error> {
-    let mut rows = EntryRows::default();
-    entries.iter().for_each(|entry| rows.push(entry));
-    sqlx::query!(
-        "WITH head AS (UPDATE audit_head SET size = $1::bigint + cardinality($3::text[]))
-         INSERT INTO audit_entries (index, at, operation, actor, outcome, paths, entry, leaf_hash, generation)
-         SELECT $1::bigint + new.place - 1, $2, new.operation, new.actor, new.outcome,
-                ($6::text[])[new.first_path:new.last_path], new.entry, new.leaf_hash, new.generation
-         FROM UNNEST($3::text[], $4::text[], $5::text[], $7::integer[], $8::integer[], $9::bytea[], $10::bytea[],
-                     $11::bigint[]) WITH ORDINALITY
-              AS new (operation, actor, outcome, first_path, last_path, entry, leaf_hash, generation, place)",
-        first_index,
-        at,
-        &rows.operations as _,
-        &rows.actors as _,
-        &rows.outcomes as _,
-        &rows.paths,
-        &rows.first_paths,
-        &rows.last_paths,
-        &rows.entries,
-        &rows.leaf_hashes,
-        &rows.generations as _
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
+    append_if_stands(connection, at, entries, &Wanted::default()).await?.map(drop).ok_or_else(|| {
+        Error::Corrupt("audit_entries: appended to in an isolation that does not see the log's end".into())
+    })
 }
 
-/// Appends entries that change nothing else in one statement, which is best a transaction of its own: the head row is locked,
-/// and then nothing is written unless all that is `wanted` stands. Gives the first one's index.
+/// Appends entries unless something that is `wanted` does not stand once the head row is locked: then nothing is written. Gives
+/// the first one's index.
 ///
 /// # Errors
 /// Those of Postgres.
@@ -126,7 +103,7 @@ pub async fn append_if_stands(
     entries.iter().for_each(|entry| rows.push(entry));
     let (ids, generations) = unzipped(&wanted.objects);
     Ok(sqlx::query_scalar!(
-        "SELECT append_audit_entries($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        "SELECT append_audit_entries($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         at,
         &rows.operations as _,
         &rows.actors as _,
@@ -136,6 +113,7 @@ pub async fn append_if_stands(
         &rows.last_paths,
         &rows.entries,
         &rows.leaf_hashes,
+        &rows.generations as _,
         &ids,
         &generations,
         &wanted.admin_tokens,

@@ -8,6 +8,7 @@ use crate::{
 };
 
 /// What is to stand.
+#[derive(Default)]
 pub struct Wanted {
     /// Declared objects, as they were read.
     pub objects: Vec<Standing>,
