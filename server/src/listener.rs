@@ -19,6 +19,7 @@ use crate::{
 
 mod certificate;
 mod connection;
+mod gathered;
 mod serving;
 
 pub use certificate::{ClientCertificate, DriverCertificate, driver_uri};

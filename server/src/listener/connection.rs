@@ -1,7 +1,7 @@
 //! One open connection, which holds its place among the bounded number.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     net::IpAddr,
     pin::Pin,
     task::{Context, Poll},
@@ -14,7 +14,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use super::ClientCertificate;
+use super::{ClientCertificate, gathered::Gathered};
 use crate::shares::Share;
 
 /// Where a connection came from.
@@ -35,7 +35,7 @@ impl Peer {
 
 /// A TLS connection.
 pub struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: Gathered<TlsStream<TcpStream>>,
     /// What was read already, and is read once more.
     replay: &'static [u8],
     certificate: ClientCertificate,
@@ -50,7 +50,7 @@ impl Connection {
         certificate: ClientCertificate,
         place: Share<IpAddr>,
     ) -> Self {
-        Self { stream, replay, certificate, place }
+        Self { stream: Gathered::new(stream), replay, certificate, place }
     }
 }
 
@@ -85,6 +85,18 @@ impl AsyncWrite for Connection {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
