@@ -12,8 +12,16 @@ const CONNECTIONS_MAX: u16 = 100;
 
 /// What both clusters are set to, besides TLS, fsync and full-page writes, which are on: a buffer cache that holds all of
 /// 100,000 secrets, and WAL enough that no checkpoint is forced while something is measured.
-pub(crate) const SETTINGS: [(&str, &str); 3] =
-    [("shared_buffers", "512MB"), ("max_wal_size", "4GB"), ("checkpoint_timeout", "15min")];
+pub(crate) const SETTINGS: [(&str, &str); 4] = [
+    ("shared_buffers", "512MB"),
+    ("min_wal_size", "2GB"),
+    ("max_wal_size", "4GB"),
+    ("checkpoint_timeout", "15min"),
+];
+
+/// Files of WAL to begin with. A cluster that has run for a while writes into files of its past; one that is new has to fill
+/// each with zeros first, and everybody waits for that about once a second.
+const WAL_FILES: u8 = 128;
 
 /// A Postgres of its own with an empty database.
 ///
@@ -27,6 +35,14 @@ pub(crate) fn start(database: &str) -> Postgres {
         postgres.access().sql("postgres", &sql).expect("the setting is known");
     }
     postgres.restart().expect("Postgres starts with these settings");
+    let fill = format!(
+        "DO $$ BEGIN FOR file IN 1..{WAL_FILES} LOOP
+             PERFORM pg_logical_emit_message(false, 'bench', ''), pg_switch_wal();
+         END LOOP; END $$"
+    );
+    for sql in [fill.as_str(), "CHECKPOINT"] {
+        postgres.access().sql("postgres", sql).expect("files of WAL can be made");
+    }
     postgres.access().create_database(database, None).expect("a database can be created");
     postgres
 }

@@ -96,9 +96,11 @@ impl<W: GroupWork> Server<W> {
     /// Commits until nobody waits any more.
     async fn serve(self: Arc<Self>) {
         let _serving = Serving(&self);
+        let mut served = 0;
         loop {
-            self.gather().await;
+            self.gather(served).await;
             let Some(batch) = self.next_batch() else { break };
+            served = batch.len();
             #[allow(clippy::cast_precision_loss, reason = "some hundred")]
             metrics::histogram!("keyfold_group_size", "name" => W::NAME).record(batch.len() as f64);
             self.commit(batch).await;
@@ -106,11 +108,12 @@ impl<W: GroupWork> Server<W> {
     }
 
     /// Gives way to all that is ready to run, for as long as more callers come of it: a commit costs about the same for
-    /// all of them as for the first. Where nothing is ready this takes no time.
-    async fn gather(&self) {
+    /// all of them as for the first. Where nothing is ready this takes no time. Half of those who were `served` last are enough:
+    /// the others are answered and come again while Postgres has these, so that neither waits for the other.
+    async fn gather(&self, served: usize) {
         let until = Instant::now() + self.config.group_wait();
         let (mut waiting, mut turns_without_more) = (self.queue().waiting.len(), 0);
-        while turns_without_more < GIVES_WAY && Instant::now() < until {
+        while 2 * waiting < served && turns_without_more < GIVES_WAY && Instant::now() < until {
             yield_now().await;
             let now_waiting = self.queue().waiting.len();
             turns_without_more = if now_waiting > waiting { 0 } else { turns_without_more + 1 };
