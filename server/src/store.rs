@@ -39,6 +39,7 @@ mod kept_connection;
 pub mod key_references;
 pub mod keysets;
 pub mod leases;
+pub mod new_versions;
 pub mod objects;
 pub mod plans;
 pub mod quarantined_deks;

@@ -27,14 +27,12 @@ use crate::{
     seal::Seal,
     secret_cache::SecretCache,
     store::{
-        Isolation, Store, Tx, audit,
-        deks::{self, WrappedDek},
-        integrity_head,
+        Isolation, Store, Tx, audit, integrity_head,
         keks::{self, WrappedKek},
+        new_versions::{self, NewVersion, Target},
         objects,
-        secret_labels::{self, NewCurrent},
-        secret_versions::{self, NewVersion},
-        secrets::{self, Secret},
+        secret_labels::{NewCurrent, Places},
+        secrets::Secret,
     },
 };
 
@@ -87,32 +85,36 @@ impl Puts {
     ) -> Result<Attempt<Vec<Result<u32, Error>>>, Error> {
         let (at, macs) = (self.clock.now_micros(), keyring.row_macs());
         let mut targets = Targets::lock(&mut tx, keyring, puts).await?;
-        let (mut rows, mut outcomes) = (Rows::default(), Vec::with_capacity(puts.len()));
+        let (mut versions, mut outcomes) = (Vec::new(), Vec::with_capacity(puts.len()));
         for (place, put) in puts.iter().enumerate() {
             outcomes.push(match left_out.contains(&place) {
                 true => Err(Error::Busy),
-                false => self.prepare(keyring, &mut targets, &mut rows, put, at),
+                false => self.prepare(keyring, &mut targets, &mut versions, put, at),
             });
         }
-        if rows.versions.is_empty() {
+        if versions.is_empty() {
             return Ok(Attempt::Whole(tx.commit(outcomes).await?));
         }
-        secrets::take_versions(&mut tx, &targets.changed(), at).await?;
-        secret_versions::insert(&mut tx, macs, &rows.versions, at).await?;
-        deks::insert(&mut tx, &rows.deks).await?;
-        secret_labels::make_current(&mut tx, macs, &targets.new_current(), at).await?;
+        new_versions::insert(&mut tx, macs, &targets.changed(), &versions, at).await?;
 
         let standing = integrity_head::lock(&mut tx, macs).await?;
-        let bases = puts.iter().map(|put| &put.basis);
-        let stands = WhatStands::now(&mut tx, bases, &self.secrets, standing.audit_size).await?;
-        let is_fallen =
-            |place: &usize| outcomes[*place].is_ok() && !stands.holds(&puts[*place].basis, Vec::new);
-        let fallen: Vec<_> = (0..puts.len()).filter(is_fallen).collect();
-        if !fallen.is_empty() {
-            return Ok(Attempt::Without(fallen));
-        }
         let entries = entries(puts, &outcomes, standing.head.generation, at);
-        audit::append_all(&mut tx, at, &entries).await?;
+        let written =
+            || puts.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_ok()).map(|(put, _)| &put.basis);
+        let is_appended = match Basis::all(written()) {
+            Some(wanted) => audit::append_if_stands(&mut tx, at, &entries, &wanted).await?.is_some(),
+            None => false,
+        };
+        if !is_appended {
+            let stands = WhatStands::now(&mut tx, written(), &self.secrets, standing.audit_size).await?;
+            let is_fallen =
+                |place: &usize| outcomes[*place].is_ok() && !stands.holds(&puts[*place].basis, Vec::new);
+            let fallen: Vec<_> = (0..puts.len()).filter(is_fallen).collect();
+            if !fallen.is_empty() {
+                return Ok(Attempt::Without(fallen));
+            }
+            audit::append_all(&mut tx, at, &entries).await?;
+        }
         let count = i64::try_from(entries.len()).unwrap_or_default();
         let changes = std::mem::take(tx.changes());
         let head = standing.after_all(count, changes.secrets);
@@ -127,7 +129,7 @@ impl Puts {
         &self,
         keyring: &Keyring,
         targets: &mut Targets,
-        rows: &mut Rows,
+        versions: &mut Vec<NewVersion>,
         put: &Put,
         at: OffsetDateTime,
     ) -> Result<u32, Error> {
@@ -137,7 +139,7 @@ impl Puts {
             .get(keyspace)
             .ok_or_else(|| Error::NotFound(format!("there is no keyspace {keyspace}: apply one first")))?;
         let keyspace_id = active.keyspace_id.unwrap_or_default();
-        let newest = targets.secrets.get(path).map_or(0, |target| target.newest_version);
+        let newest = targets.secrets.get(path).map_or(0, |target| target.secret.newest_version);
         let version = number(newest + 1)?;
         if put.expected.is_some_and(|expected| expected != version - 1) {
             return Err(Error::Conflict(format!(
@@ -146,7 +148,8 @@ impl Puts {
                 put.expected.unwrap_or_default()
             )));
         }
-        let id = targets.secrets.get(path).map_or_else(|| self.entropy.uuid(), |target| Ok(target.id))?;
+        let id =
+            targets.secrets.get(path).map_or_else(|| self.entropy.uuid(), |target| Ok(target.secret.id))?;
         let place = VersionPlace {
             keyspace: keyspace_id,
             secret: id,
@@ -156,13 +159,13 @@ impl Puts {
             created_by: &put.created_by,
         };
         let (payload, dek) = keyring.seal_version(&place, active, &put.fields, &*self.entropy)?;
-        let secret = Secret { id, keyspace_id, newest_version: newest + 1 };
         let replaced = targets.changed.contains_key(path).then_some(newest);
         targets.changed.insert(path.to_owned(), replaced);
-        targets.secrets.insert(path.to_owned(), secret);
+        let places = targets.secrets.get(path).map_or_else(Places::default, |target| target.places);
+        let secret = Secret { id, keyspace_id, newest_version: newest + 1 };
+        targets.secrets.insert(path.to_owned(), Target { secret, places });
         let created_by = put.created_by.clone();
-        rows.versions.push(NewVersion { secret_id: id, version: newest + 1, payload, created_by });
-        rows.deks.push(dek);
+        versions.push(NewVersion { secret_id: id, version: newest + 1, payload, created_by, dek });
         Ok(version)
     }
 }
@@ -172,16 +175,9 @@ struct Targets {
     /// The active key of each keyspace that there is.
     keyspaces: BTreeMap<String, WrappedKek>,
     /// Each secret with its newest version: as it is stored, then as it is to be.
-    secrets: BTreeMap<String, Secret>,
+    secrets: BTreeMap<String, Target>,
     /// Those that have a new version; with the one before it, if that is new as well.
     changed: BTreeMap<String, Option<i32>>,
-}
-
-/// What is to be written.
-#[derive(Default)]
-struct Rows {
-    versions: Vec<NewVersion>,
-    deks: Vec<WrappedDek>,
 }
 
 impl Targets {
@@ -196,24 +192,21 @@ impl Targets {
             keyspaces.insert(name.to_owned(), active);
         }
         let paths: BTreeSet<_> = puts.iter().map(|put| put.path.as_str()).collect();
-        let secrets = secrets::lock_all(tx, &paths).await?;
+        let secrets = new_versions::lock(tx, macs, &paths).await?;
         Ok(Self { keyspaces, secrets, changed: BTreeMap::new() })
     }
 
     /// Those that have a new version, by path.
-    fn changed(&self) -> BTreeMap<&str, &Secret> {
-        self.changed.keys().filter_map(|path| Some((path.as_str(), self.secrets.get(path)?))).collect()
-    }
-
-    fn new_current(&self) -> Vec<NewCurrent> {
-        let changed =
-            self.changed.iter().filter_map(|(path, replaced)| Some((self.secrets.get(path)?, *replaced)));
-        let current = |(secret, replaced): (&Secret, _)| NewCurrent {
-            secret_id: secret.id,
-            version: secret.newest_version,
-            replaced,
-        };
-        changed.map(current).collect()
+    fn changed(&self) -> BTreeMap<&str, (&Target, NewCurrent)> {
+        let changed = self.changed.iter().filter_map(|(path, replaced)| {
+            let target = self.secrets.get(path)?;
+            let Secret { id, newest_version, .. } = target.secret;
+            Some((
+                path.as_str(),
+                (target, NewCurrent { secret_id: id, version: newest_version, replaced: *replaced }),
+            ))
+        });
+        changed.collect()
     }
 }
 

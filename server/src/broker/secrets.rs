@@ -202,7 +202,7 @@ impl Broker {
                 .await?
                 .ok_or_else(|| no_such_version(path, Some(version)))?;
             let current = NewCurrent { secret_id: secret.id, version: stored(version)?, replaced: None };
-            secret_labels::make_current(work.tx(), macs, &[current], self.now()).await?;
+            secret_labels::make_current(work.tx(), macs, &current, self.now()).await?;
             work.allow(()).await
         })
         .await

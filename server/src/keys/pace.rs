@@ -12,6 +12,9 @@ use tokio::time::Instant;
 const SLOWED_FACTOR: f64 = 1.5;
 /// An issue takes at least this long, as far as is cared: what is below cannot be told from chance.
 const QUIET_MIN: Duration = Duration::from_millis(2);
+/// Quiet times begin this long after the last batch, which is longer than any pause: issues between two batches still wait
+/// for what the first one left behind, and if they counted, what a rewrap makes of them would soon pass for quiet.
+const QUIET_AFTER: Duration = Duration::from_secs(1);
 /// Without an issue for this long, nobody waits.
 const RECENT_MAX: Duration = Duration::from_secs(1);
 /// The first pause between two batches, once issues are slowed.
@@ -43,6 +46,8 @@ struct State {
     issues: Issues,
     /// Batches in work.
     batches: u32,
+    /// When the last one that moved something ended.
+    batch_at: Option<Instant>,
     pause: Duration,
     /// When the rate allows the next batch.
     next_at: Option<Instant>,
@@ -148,7 +153,8 @@ impl Drop for IssueInWork<'_> {
     fn drop(&mut self) {
         let now = Instant::now();
         let mut state = self.pace.locked();
-        let is_quiet = state.batches == 0;
+        let is_quiet =
+            state.batches == 0 && state.batch_at.is_none_or(|ended| self.start - ended > QUIET_AFTER);
         state.issues.in_work -= 1;
         state.issues.note(now - self.start, is_quiet, now);
     }
@@ -171,6 +177,9 @@ impl BatchInWork<'_> {
     pub(crate) fn done(self, deks: u64) {
         let (now, mut state) = (Instant::now(), self.pace.locked());
         let took = now - self.start;
+        if deks > 0 {
+            state.batch_at = Some(now);
+        }
         state.ready_at = Some(state.after(deks, took, self.pace.per_second, now));
     }
 }
@@ -273,9 +282,19 @@ mod tests {
         drop(pace.issue());
         let quiet = pace.locked().issues.quiet_secs;
         assert!(quiet.is_some());
-        let _batch = pace.batch(ROWS).await;
-        drop(pace.issue());
-        assert_eq!(pace.locked().issues.quiet_secs, quiet);
+        let issue_of = async |took| {
+            let _issue = pace.issue();
+            tokio::time::advance(took).await;
+        };
+        let batch = pace.batch(ROWS).await;
+        issue_of(MILLI).await;
+        batch.done(1);
+        tokio::time::advance(PAUSE_MAX).await;
+        issue_of(MILLI).await;
+        assert_eq!(pace.locked().issues.quiet_secs, quiet, "between two batches nothing is quiet");
+        tokio::time::advance(QUIET_AFTER).await;
+        issue_of(MILLI).await;
+        assert_ne!(pace.locked().issues.quiet_secs, quiet);
         assert_eq!(pace.locked().issues.in_work, 0);
     }
 }

@@ -23,36 +23,6 @@ pub struct WrappedDek {
     pub wrapped: Vec<u8>,
 }
 
-/// Adds DEKs. A trigger refuses one under a KEK that is not active.
-///
-/// # Errors
-/// Those of Postgres.
-pub async fn insert(connection: &mut PgConnection, deks: &[WrappedDek]) -> Result<(), Error> {
-    let ids: Vec<_> = deks.iter().map(|dek| dek.id).collect();
-    let secret_ids: Vec<_> = deks.iter().map(|dek| dek.secret_id).collect();
-    let versions: Vec<_> = deks.iter().map(|dek| dek.version).collect();
-    let keyspace_ids: Vec<_> = deks.iter().map(|dek| dek.keyspace_id).collect();
-    let kek_ids: Vec<_> = deks.iter().map(|dek| dek.kek_id).collect();
-    let kek_versions: Vec<_> = deks.iter().map(|dek| dek.kek_version).collect();
-    let wrapped: Vec<_> = deks.iter().map(|dek| dek.wrapped.as_slice()).collect();
-    sqlx::query!(
-        "INSERT INTO deks (id, secret_id, version, keyspace_id, kek_id, kek_version, born_kek_version, wrapped)
-         SELECT id, secret_id, version, keyspace_id, kek_id, kek_version, kek_version, wrapped
-         FROM UNNEST($1::uuid[], $2::uuid[], $3::integer[], $4::uuid[], $5::uuid[], $6::integer[], $7::bytea[])
-              AS new (id, secret_id, version, keyspace_id, kek_id, kek_version, wrapped)",
-        &ids,
-        &secret_ids,
-        &versions,
-        &keyspace_ids,
-        &kek_ids,
-        &kek_versions,
-        &wrapped as _
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
 /// What is left to be moved in a keyspace.
 pub struct Leftover {
     /// The keyset.

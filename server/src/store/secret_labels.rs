@@ -1,7 +1,5 @@
 //! Table `secret_labels`: which version is current, previous or pending.
 
-use std::collections::HashMap;
-
 use keyfold_core::row_mac::RowEncoder;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -47,57 +45,59 @@ pub struct NewCurrent {
     pub replaced: Option<i32>,
 }
 
-/// Points `current` at these versions, of one secret each, and `previous` at those that were current.
+/// Where `current` and `previous` of a secret point, each with its generation.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Places {
+    /// The version that is read.
+    pub current: Option<(i32, i64)>,
+    /// The one before.
+    pub previous: Option<(i32, i64)>,
+}
+
+/// The labels that move when `new` becomes current, as they are to be: `previous` points at what was current.
+pub fn moved(new: &NewCurrent, places: &Places) -> Vec<Label<'static>> {
+    let &NewCurrent { secret_id, version, replaced } = new;
+    let before = replaced.or(places.current.map(|(version, _)| version));
+    if before == Some(version) {
+        return Vec::new();
+    }
+    let label = |label, version, place: Option<(i32, i64)>| {
+        let generation = place.map_or(0, |(_, generation)| generation) + 1;
+        Label { secret_id, label, version, generation }
+    };
+    let previous = before.map(|before| label("previous", before, places.previous));
+    previous.into_iter().chain([label("current", version, places.current)]).collect()
+}
+
+/// Points `current` at this version, and `previous` at the one that was current.
 ///
 /// # Errors
 /// Those of Postgres; `Integrity`.
 pub async fn make_current(
     tx: &mut Tx,
     macs: &RowMacs,
-    new: &[NewCurrent],
+    new: &NewCurrent,
     at: OffsetDateTime,
 ) -> Result<(), Error> {
-    let places = locked(tx, macs, new).await?;
-    let mut next = Vec::with_capacity(2 * new.len());
-    for &NewCurrent { secret_id, version, replaced } in new {
-        let (current, previous) = places.get(&secret_id).copied().unwrap_or_default();
-        let before = replaced.or(current.map(|(version, _)| version));
-        if before == Some(version) {
-            continue;
-        }
-        let generation = |place: Option<Place>| place.map_or(0, |(_, generation)| generation) + 1;
-        if let Some(before) = before {
-            let generation = generation(previous);
-            next.push(Label { secret_id, label: "previous", version: before, generation });
-        }
-        next.push(Label { secret_id, label: "current", version, generation: generation(current) });
-    }
-    if next.is_empty() { Ok(()) } else { write(tx, macs, &next, at).await }
+    let places = locked(tx, macs, new.secret_id).await?;
+    let labels = moved(new, &places);
+    if labels.is_empty() { Ok(()) } else { write(tx, macs, &labels, at).await }
 }
 
-/// Version and generation of a label.
-type Place = (i32, i64);
-
-/// Where `current` and `previous` of each secret point; their rows stay locked until the transaction ends.
-async fn locked(
-    tx: &mut Tx,
-    macs: &RowMacs,
-    new: &[NewCurrent],
-) -> Result<HashMap<Uuid, (Option<Place>, Option<Place>)>, Error> {
-    let secret_ids: Vec<_> = new.iter().map(|new| new.secret_id).collect();
+/// Where the labels of a secret point; their rows stay locked until the transaction ends.
+async fn locked(tx: &mut Tx, macs: &RowMacs, secret_id: Uuid) -> Result<Places, Error> {
     let rows = sqlx::query!(
-        "SELECT secret_id, label, version, generation, mac FROM secret_labels
-         WHERE secret_id = ANY ($1) AND label IN ('current', 'previous') ORDER BY secret_id, label FOR UPDATE",
-        &secret_ids
+        "SELECT label, version, generation, mac FROM secret_labels
+         WHERE secret_id = $1 AND label IN ('current', 'previous') ORDER BY label FOR UPDATE",
+        secret_id
     )
     .fetch_all(&mut **tx)
     .await?;
-    let mut places = HashMap::<_, (Option<Place>, Option<Place>)>::new();
+    let mut places = Places::default();
     for row in rows {
-        let (secret_id, version, generation) = (row.secret_id, row.version, row.generation);
+        let (version, generation) = (row.version, row.generation);
         macs.check(&Label { secret_id, label: &row.label, version, generation }, &row.mac)?;
-        let places = places.entry(secret_id).or_default();
-        let place = if row.label == "current" { &mut places.0 } else { &mut places.1 };
+        let place = if row.label == "current" { &mut places.current } else { &mut places.previous };
         *place = Some((version, generation));
     }
     Ok(places)

@@ -79,6 +79,20 @@ impl Guarded for VersionState {
 }
 
 impl VersionState {
+    /// Of a version that is to be added: live, without a MAC.
+    pub fn new(secret_id: Uuid, version: i32) -> Self {
+        Self {
+            secret_id,
+            version,
+            generation: 1,
+            deleted_at: None,
+            destroyed_at: None,
+            exposed_at: None,
+            exposed_kek_version: None,
+            mac: Vec::new(),
+        }
+    }
+
     /// Checks the stored MAC.
     ///
     /// # Errors
@@ -105,61 +119,6 @@ pub struct VersionSummary {
     pub labels: Vec<String>,
     /// The version of the KEK that wraps its DEK; absent when destroyed.
     pub kek_version: Option<i32>,
-}
-
-/// A version that is to be added.
-pub struct NewVersion {
-    /// The secret.
-    pub secret_id: Uuid,
-    /// The version's number.
-    pub version: i32,
-    /// The encrypted fields.
-    pub payload: Vec<u8>,
-    /// Who wrote it.
-    pub created_by: String,
-}
-
-/// Adds versions.
-///
-/// # Errors
-/// Those of Postgres.
-pub async fn insert(
-    tx: &mut Tx,
-    macs: &RowMacs,
-    versions: &[NewVersion],
-    created_at: OffsetDateTime,
-) -> Result<(), Error> {
-    let mac = |new: &NewVersion| {
-        macs.seal(&VersionState {
-            secret_id: new.secret_id,
-            version: new.version,
-            generation: 1,
-            deleted_at: None,
-            destroyed_at: None,
-            exposed_at: None,
-            exposed_kek_version: None,
-            mac: Vec::new(),
-        })
-    };
-    let sealed = versions.iter().map(mac).collect::<Result<Vec<_>, _>>()?;
-    let secret_ids: Vec<_> = versions.iter().map(|new| new.secret_id).collect();
-    let numbers: Vec<_> = versions.iter().map(|new| new.version).collect();
-    let payloads: Vec<_> = versions.iter().map(|new| new.payload.as_slice()).collect();
-    let creators: Vec<_> = versions.iter().map(|new| new.created_by.as_str()).collect();
-    sqlx::query!(
-        "INSERT INTO secret_versions (secret_id, version, payload, created_by, mac, created_at, generation)
-         SELECT *, $6, 1 FROM UNNEST($1::uuid[], $2::integer[], $3::bytea[], $4::text[], $5::bytea[])",
-        &secret_ids,
-        &numbers,
-        &payloads as _,
-        &creators as _,
-        &sealed,
-        created_at
-    )
-    .execute(&mut **tx)
-    .await?;
-    tx.changes().secrets += versions.len().cast_signed() as i64;
-    Ok(())
 }
 
 /// A version, and the label by which it was found, if it was by one.

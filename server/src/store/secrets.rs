@@ -1,7 +1,5 @@
 //! Table `secrets`: secrets by path.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -32,54 +30,6 @@ pub struct SecretSummary {
     pub newest_version: i32,
     /// When the newest version was written.
     pub updated_at: OffsetDateTime,
-}
-
-/// Those of these paths that there are, by path, their rows locked until the transaction ends.
-///
-/// # Errors
-/// Those of Postgres.
-pub async fn lock_all(
-    connection: &mut PgConnection,
-    paths: &BTreeSet<&str>,
-) -> Result<BTreeMap<String, Secret>, Error> {
-    let paths: Vec<_> = paths.iter().map(|path| (*path).to_owned()).collect();
-    // In one order, so that two transactions wait for each other and not crosswise.
-    let rows = sqlx::query!(
-        "SELECT path, id, keyspace_id, newest_version FROM secrets WHERE path = ANY ($1) ORDER BY path FOR UPDATE",
-        &paths
-    )
-    .fetch_all(connection)
-    .await?;
-    let secret = |id, keyspace_id, newest_version| Secret { id, keyspace_id, newest_version };
-    Ok(rows.into_iter().map(|row| (row.path, secret(row.id, row.keyspace_id, row.newest_version))).collect())
-}
-
-/// Writes the newest version numbers of these secrets, by path, whose rows are locked, and adds those that were not there.
-///
-/// # Errors
-/// `Busy` when somebody else added one of them meanwhile; those of Postgres.
-pub async fn take_versions(
-    connection: &mut PgConnection,
-    secrets: &BTreeMap<&str, &Secret>,
-    at: OffsetDateTime,
-) -> Result<(), Error> {
-    let paths: Vec<_> = secrets.keys().map(|path| (*path).to_owned()).collect();
-    let ids: Vec<_> = secrets.values().map(|secret| secret.id).collect();
-    let keyspace_ids: Vec<_> = secrets.values().map(|secret| secret.keyspace_id).collect();
-    let newest: Vec<_> = secrets.values().map(|secret| secret.newest_version).collect();
-    let done = sqlx::query!(
-        "INSERT INTO secrets (id, keyspace_id, path, newest_version, created_at)
-         SELECT *, $5 FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::integer[])
-         ON CONFLICT (path) DO UPDATE SET newest_version = excluded.newest_version WHERE secrets.id = excluded.id",
-        &ids,
-        &keyspace_ids,
-        &paths,
-        &newest,
-        at
-    )
-    .execute(connection)
-    .await?;
-    if usize::try_from(done.rows_affected()) == Ok(paths.len()) { Ok(()) } else { Err(Error::Busy) }
 }
 
 /// A secret, its row locked until the transaction ends.
