@@ -162,3 +162,42 @@ async fn readers_beside_a_writer_see_no_version_fall_back() {
     assert!(readers.join_all().await.into_iter().all(|newest| newest > 0));
     world.database.check_audit_log();
 }
+
+/// Runs `change` in a transaction of its own, which is committed half a second after this returns.
+fn uncommitted(world: &World, change: &str) -> std::thread::JoinHandle<String> {
+    let (access, name) = (world.database.access.clone(), world.database.name.clone());
+    let sql = format!("BEGIN; {change}; SELECT pg_sleep(0.5); COMMIT");
+    let changing = std::thread::spawn(move || access.sql(&name, &sql).expect("Postgres runs it"));
+    let sleeping =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    while world.database.sql(sleeping) == "0" {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    changing
+}
+
+/// A secret that another replica adds, as it does it: whoever writes it too has to wait for that, and is next.
+fn addition(path: &str) -> String {
+    format!(
+        "INSERT INTO secrets (id, keyspace_id, path, newest_version, created_at)
+         SELECT gen_random_uuid(), keyspace_id, '{path}', 1, now() FROM secrets LIMIT 1"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_writes_a_secret_that_another_replica_adds_at_the_same_time_writes_its_next_version() {
+    let world = World::start().await.with_payments().await;
+    let adding = uncommitted(&world, &addition("payments/new"));
+    assert_eq!(put(&world.operator(), "payments/new", "x", None).await.expect("it is tried again"), 2);
+    adding.join().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_is_added_while_others_are_waited_for_is_not_taken_for_locked() {
+    let world = World::start().await.with_payments().await;
+    let lock = "SELECT FROM secrets WHERE path = 'payments/db' FOR UPDATE";
+    let adding = uncommitted(&world, &format!("{lock}; {}", addition("payments/new")));
+    let locked = "SELECT string_agg(path, ',') FROM lock_secrets('{payments/db,payments/new}')";
+    assert_eq!(world.database.sql(locked), "payments/db");
+    adding.join().unwrap();
+}

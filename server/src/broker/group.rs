@@ -1,6 +1,6 @@
 //! Group commit: one transaction does the work of all callers in flight on this replica, so that the log's head row is
 //! locked, and the disk waited for, once for all of them. Whoever comes while a commit is under way is in the next, which
-//! begins once all callers that are there are decided. A caller alone waits for nobody.
+//! begins once half as many wait as the last one served, or nobody more comes. A caller alone waits for nobody.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -107,9 +107,9 @@ impl<W: GroupWork> Server<W> {
         }
     }
 
-    /// Gives way to all that is ready to run, for as long as more callers come of it: a commit costs about the same for
-    /// all of them as for the first. Where nothing is ready this takes no time. Half of those who were `served` last are enough:
-    /// the others are answered and come again while Postgres has these, so that neither waits for the other.
+    /// Until half as many wait as were `served` last, gives way to all that is ready to run, for as long as more callers come
+    /// of it: a commit costs about the same for all of them as for the first. Where nothing is ready this takes no time. Half are
+    /// enough: the others are answered and come again while Postgres has these.
     async fn gather(&self, served: usize) {
         let until = Instant::now() + self.config.group_wait();
         let (mut waiting, mut turns_without_more) = (self.queue().waiting.len(), 0);

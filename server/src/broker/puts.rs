@@ -165,7 +165,7 @@ impl Puts {
         let secret = Secret { id, keyspace_id, newest_version: newest + 1 };
         targets.secrets.insert(path.to_owned(), Target { secret, places });
         let created_by = put.created_by.clone();
-        versions.push(NewVersion { secret_id: id, version: newest + 1, payload, created_by, dek });
+        versions.push(NewVersion { payload, created_by, dek });
         Ok(version)
     }
 }

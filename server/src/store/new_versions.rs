@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
-use uuid::Uuid;
 
 use crate::{
     error::Error,
@@ -29,15 +28,11 @@ pub struct Target {
 
 /// A version that is to be added.
 pub struct NewVersion {
-    /// The secret.
-    pub secret_id: Uuid,
-    /// The version's number.
-    pub version: i32,
     /// The encrypted fields.
     pub payload: Vec<u8>,
     /// Who wrote it.
     pub created_by: String,
-    /// What its payload is encrypted under.
+    /// What its payload is encrypted under; names the secret and the version's number.
     pub dek: WrappedDek,
 }
 
@@ -97,10 +92,10 @@ pub async fn insert(
     let keyspace_ids: Vec<_> = secrets().map(|secret| secret.keyspace_id).collect();
     let newest: Vec<_> = secrets().map(|secret| secret.newest_version).collect();
 
-    let sealed = |new: &NewVersion| macs.seal(&VersionState::new(new.secret_id, new.version));
+    let sealed = |new: &NewVersion| macs.seal(&VersionState::new(new.dek.secret_id, new.dek.version));
     let version_macs = versions.iter().map(sealed).collect::<Result<Vec<_>, _>>()?;
-    let version_secret_ids: Vec<_> = versions.iter().map(|new| new.secret_id).collect();
-    let numbers: Vec<_> = versions.iter().map(|new| new.version).collect();
+    let version_secret_ids: Vec<_> = versions.iter().map(|new| new.dek.secret_id).collect();
+    let numbers: Vec<_> = versions.iter().map(|new| new.dek.version).collect();
     let payloads: Vec<_> = versions.iter().map(|new| new.payload.as_slice()).collect();
     let creators: Vec<_> = versions.iter().map(|new| new.created_by.as_str()).collect();
 
@@ -118,23 +113,29 @@ pub async fn insert(
     let label_versions: Vec<_> = labels.iter().map(|label| label.version).collect();
     let label_generations: Vec<_> = labels.iter().map(|label| label.generation).collect();
 
+    // Nothing belongs to a secret that somebody else added meanwhile, under another id.
     let written = sqlx::query!(
         r#"WITH secret AS (
                INSERT INTO secrets (id, keyspace_id, path, newest_version, created_at)
                SELECT *, $1 FROM UNNEST($2::uuid[], $3::uuid[], $4::text[], $5::integer[])
                ON CONFLICT (path) DO UPDATE SET newest_version = excluded.newest_version WHERE secrets.id = excluded.id
                RETURNING id
+           ), taken AS (
+               SELECT count(*) = cardinality($2::uuid[]) AS are_all FROM secret
            ), version AS (
                INSERT INTO secret_versions (secret_id, version, payload, created_by, mac, created_at, generation)
                SELECT *, $1, 1 FROM UNNEST($6::uuid[], $7::integer[], $8::bytea[], $9::text[], $10::bytea[])
+               WHERE (SELECT are_all FROM taken)
            ), dek AS (
                INSERT INTO deks (secret_id, version, id, keyspace_id, kek_id, kek_version, born_kek_version, wrapped)
                SELECT secret_id, version, id, keyspace_id, kek_id, kek_version, kek_version, wrapped
                FROM UNNEST($6::uuid[], $7::integer[], $11::uuid[], $12::uuid[], $13::uuid[], $14::integer[], $15::bytea[])
                     AS new (secret_id, version, id, keyspace_id, kek_id, kek_version, wrapped)
+               WHERE (SELECT are_all FROM taken)
            ), label AS (
                INSERT INTO secret_labels (secret_id, label, version, generation, mac, updated_at)
                SELECT *, $1 FROM UNNEST($16::uuid[], $17::text[], $18::integer[], $19::bigint[], $20::bytea[])
+               WHERE (SELECT are_all FROM taken)
                ON CONFLICT (secret_id, label)
                DO UPDATE SET version = excluded.version, generation = excluded.generation, mac = excluded.mac,
                              updated_at = excluded.updated_at
