@@ -170,19 +170,26 @@ pub struct Counts {
 /// Those of Postgres.
 pub async fn counts(connection: &mut PgConnection, keyspace_id: Uuid) -> Result<Counts, Error> {
     let found = sqlx::query!(
+        // Counted before anything is joined: a join would take each of the rows by itself.
         r#"WITH compromised AS (
                SELECT max(version) AS version FROM keks
                WHERE keyspace_id = $1 AND purpose = 'data' AND compromised_at IS NOT NULL
+           ), counted AS (
+               SELECT kek_version, born_kek_version, count(*) AS deks, 0 AS quarantined
+               FROM deks WHERE keyspace_id = $1 GROUP BY 1, 2
+               UNION ALL
+               SELECT d.kek_version, d.born_kek_version, 0, count(*)
+               FROM quarantined_deks q JOIN deks d ON d.id = q.dek_id WHERE q.keyspace_id = $1 GROUP BY 1, 2
            )
-           SELECT count(*) FILTER (WHERE k.state = 'active') AS "done!",
-                  count(*) FILTER (WHERE k.state = 'active' AND d.born_kek_version < d.kek_version) AS "moved!",
-                  count(*) FILTER (WHERE k.state = 'deactivated' AND q.dek_id IS NULL) AS "pending!",
-                  count(*) FILTER (WHERE q.dek_id IS NULL AND d.born_kek_version <= c.version)
+           SELECT coalesce(sum(n.deks) FILTER (WHERE k.state = 'active'), 0)::bigint AS "done!",
+                  coalesce(sum(n.deks) FILTER (WHERE k.state = 'active' AND n.born_kek_version < n.kek_version), 0)::bigint
+                      AS "moved!",
+                  coalesce(sum(n.deks - n.quarantined) FILTER (WHERE k.state = 'deactivated'), 0)::bigint AS "pending!",
+                  coalesce(sum(n.deks - n.quarantined) FILTER (WHERE n.born_kek_version <= c.version), 0)::bigint
                       AS "reencryptions_pending!",
-                  count(q.dek_id) AS "quarantined!"
-           FROM deks d JOIN keks k ON k.id = d.kek_id LEFT JOIN quarantined_deks q ON q.dek_id = d.id
-           CROSS JOIN compromised c
-           WHERE d.keyspace_id = $1"#,
+                  coalesce(sum(n.quarantined), 0)::bigint AS "quarantined!"
+           FROM counted n CROSS JOIN compromised c
+           JOIN keks k ON k.keyspace_id = $1 AND k.purpose = 'data' AND k.version = n.kek_version"#,
         keyspace_id
     )
     .fetch_one(connection)
