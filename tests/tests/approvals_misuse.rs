@@ -172,13 +172,13 @@ async fn a_plan_ends_with_its_time() {
     until("both expire", async || two.world.database.sql(&waiting) == "0").await;
     assert_eq!(unfit(destroy(&two.alice.client_with(signed), &[1]).await), "the plan expired");
     assert_eq!(unfit(sign(&two.bob.client(), &two.bobs_key, unsigned).await), "the plan expired");
-    // A later plan takes those away that ended unused; not one that the refused call before has still locked.
-    let left = format!("SELECT count(*) FROM plans WHERE id IN ('{signed}', '{unsigned}')");
-    until("both are taken away", async || {
-        two.ask(&[1]).await;
-        two.world.database.sql(&left) == "0"
-    })
-    .await;
+    // What a refused call has locked is passed over, and it lets go after its reply.
+    let locked = "SELECT (SELECT count(*) FROM plans) - count(*) FROM (SELECT FROM plans FOR UPDATE SKIP LOCKED) AS free";
+    until("no plan is locked", async || two.world.database.sql(locked) == "0").await;
+    // The next plan takes those away that ended unused.
+    let new = two.ask(&[1]).await;
+    let unused = "SELECT id FROM plans WHERE used_at IS NULL";
+    assert_eq!(two.world.database.sql(unused), new.to_string());
     assert!(unfit(destroy(&two.alice.client_with(signed), &[1]).await).contains("there is no such plan"));
 }
 
