@@ -3,9 +3,10 @@
 //! no memory that others need.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
-use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tonic::Status;
 use tower::{Layer, Service};
 
@@ -31,17 +32,16 @@ const PEER_BYTES_MAX: usize = 20 * 1024 * 1024;
 const REPLY_BYTES: usize = 1024;
 /// How long one may wait.
 const READING_MAX: Duration = Duration::from_secs(20);
+/// How often it is looked which have.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// As much is handed to the connection at once, which keeps it until it is sent.
 const PART_BYTES: usize = 64 * 1024;
 
 /// The bytes that replies may hold.
 #[derive(Clone)]
-pub struct Replies(Shares<IpAddr>);
-
-impl Default for Replies {
-    fn default() -> Self {
-        Self(Shares::new(WAITING_BYTES_MAX, PEER_BYTES_MAX))
-    }
+pub struct Replies {
+    held: Shares<IpAddr>,
+    unread: Arc<Unread>,
 }
 
 impl<S> Layer<S> for Replies {
@@ -83,6 +83,13 @@ where
 }
 
 impl Replies {
+    /// Bounds for the replies of a server, which runs until it is dropped.
+    pub fn start() -> Self {
+        let unread = Arc::default();
+        tokio::spawn(give_up_late(Arc::downgrade(&unread)));
+        Self { held: Shares::new(WAITING_BYTES_MAX, PEER_BYTES_MAX), unread }
+    }
+
     /// Holds a reply to the bounds.
     fn bound(&self, peer: IpAddr, reply: Response) -> Response {
         let (head, mut body) = reply.into_parts();
@@ -91,17 +98,61 @@ impl Replies {
             return http::Response::from_parts(head, body);
         };
         let bytes = first.data_ref().map_or(0, Bytes::len);
-        let mut held = self.0.of(peer);
+        let mut held = self.held.of(peer);
         if held.grow(REPLY_BYTES + bytes).is_err() {
             return Status::resource_exhausted("too many replies wait to be read: try again").into_http();
         }
         let waiting = Arc::new(Mutex::new(Some(Waiting { first: Some(first), _held: held })));
-        let given_up = Arc::clone(&waiting);
-        let deadline = tokio::spawn(async move {
-            tokio::time::sleep(READING_MAX).await;
-            take(&given_up);
-        });
-        http::Response::from_parts(head, tonic::body::Body::new(Reply { waiting, rest: body, deadline }))
+        let id = self.unread.add(Arc::clone(&waiting));
+        let reply = Reply { waiting, rest: body, id, unread: Arc::clone(&self.unread) };
+        http::Response::from_parts(head, tonic::body::Body::new(reply))
+    }
+}
+
+/// Replies that were not read to their end.
+#[derive(Default)]
+struct Unread(Mutex<InOrder>);
+
+/// The oldest first.
+#[derive(Default)]
+struct InOrder {
+    replies: BTreeMap<u64, (Instant, Shared)>,
+    next_id: u64,
+}
+
+impl Unread {
+    fn in_order(&self) -> MutexGuard<'_, InOrder> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, waiting: Shared) -> u64 {
+        let mut all = self.in_order();
+        let id = all.next_id;
+        all.next_id += 1;
+        all.replies.insert(id, (Instant::now(), waiting));
+        id
+    }
+
+    fn give_up_late(&self) {
+        let Some(until) = Instant::now().checked_sub(READING_MAX) else { return };
+        while let Some((_, waiting)) = self.pop_before(until) {
+            take(&waiting);
+        }
+    }
+
+    fn pop_before(&self, until: Instant) -> Option<(Instant, Shared)> {
+        let mut all = self.in_order();
+        let oldest = all.replies.first_entry()?;
+        (oldest.get().0 <= until).then(|| oldest.remove())
+    }
+}
+
+/// One look at all replies rather than a timer for each, since nearly all are read at once.
+async fn give_up_late(unread: Weak<Unread>) {
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let Some(unread) = unread.upgrade() else { return };
+        unread.give_up_late();
     }
 }
 
@@ -111,15 +162,18 @@ struct Waiting {
     _held: Share<IpAddr>,
 }
 
+/// Nothing once it was read, or has waited for too long.
+type Shared = Arc<Mutex<Option<Waiting>>>;
+
 fn take(waiting: &Mutex<Option<Waiting>>) -> Option<Waiting> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 struct Reply {
-    /// Nothing once it has waited for too long.
-    waiting: Arc<Mutex<Option<Waiting>>>,
+    waiting: Shared,
     rest: tonic::body::Body,
-    deadline: JoinHandle<()>,
+    id: u64,
+    unread: Arc<Unread>,
 }
 
 impl Body for Reply {
@@ -147,7 +201,7 @@ impl Body for Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        self.deadline.abort();
+        self.unread.in_order().replies.remove(&self.id);
         take(&self.waiting);
     }
 }
@@ -182,7 +236,7 @@ mod tests {
 
     #[tokio::test]
     async fn attack_16_unread_replies_hold_no_more_than_the_bounds_of_their_peer_and_of_all() {
-        let replies = Replies::default();
+        let replies = Replies::start();
         let all = PEER_BYTES_MAX - REPLY_BYTES;
         let first = reply(&replies, 1, all);
         assert!(is_refused(&reply(&replies, 1, 1)));
@@ -195,13 +249,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_reply_comes_whole_in_parts() {
-        let body = reply(&Replies::default(), 1, 3 * PART_BYTES + 5).into_body();
+        let body = reply(&Replies::start(), 1, 3 * PART_BYTES + 5).into_body();
         assert_eq!(body.collect().await.unwrap().to_bytes(), vec![7; 3 * PART_BYTES + 5]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn attack_16_a_reply_that_is_not_read_is_given_up() {
-        let replies = Replies::default();
+        let replies = Replies::start();
         let mut unread = reply(&replies, 1, PEER_BYTES_MAX - REPLY_BYTES).into_body();
         assert!(unread.frame().await.unwrap().is_ok());
         tokio::time::sleep(READING_MAX + Duration::from_secs(1)).await;

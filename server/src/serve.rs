@@ -175,6 +175,8 @@ impl Bound {
         let stopping = Arc::clone(&self.broker);
         let broker = Arc::clone(&self.broker);
         let scrubber = tokio::spawn(async move { broker.watch_integrity().await });
+        let broker = Arc::clone(&self.broker);
+        let sorter = tokio::spawn(async move { broker.keep_paths_sorted().await });
         let refresher = tokio::spawn(refresh_keys(Arc::clone(&self.broker)));
         let (names, tls) = (self.config.tls.internal.clone(), Arc::clone(&self.tls));
         let keeper = tokio::spawn(keeper::keep(Arc::clone(&self.broker), tls, names));
@@ -193,7 +195,7 @@ impl Bound {
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .layer(MapRequestLayer::new(move |request| arrivals.bound(request)))
-            .layer(Replies::default())
+            .layer(Replies::start())
             .add_routes(services)
             .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
         // A caller that keeps its connection open cannot keep the server from stopping.
@@ -205,7 +207,9 @@ impl Bound {
             served = served => served.map_err(|error| format!("the server stopped: {error}")),
             () = patience => Ok(()),
         };
-        for task in [root_checker, heart, steerer, mover, scrubber, keeper, watcher, refresher, follower] {
+        for task in
+            [root_checker, heart, steerer, mover, scrubber, sorter, keeper, watcher, refresher, follower]
+        {
             task.abort();
         }
         stopping.say_farewell().await;

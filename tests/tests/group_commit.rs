@@ -201,3 +201,29 @@ async fn a_secret_that_is_added_while_others_are_waited_for_is_not_taken_for_loc
     assert_eq!(world.database.sql(locked), "payments/db");
     adding.join().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_paths_are_sorted_into_the_logs_index_by_the_server_and_found_before_and_after() {
+    let world = World::start().await.with_payments().await;
+    let operator = operator_of(&world.server);
+    let pages = || world.database.sql("SELECT sort_in_audit_paths()");
+    let found = || {
+        let paths = "SELECT count(*) FROM audit_entries WHERE paths @> ARRAY['payments/sorted']";
+        world.database.sql(&format!("SET enable_seqscan = off; {paths}"))
+    };
+    // Whoever asks sorts in what is left, so it is the server that has when there is nothing left.
+    let mut rounds = 0;
+    loop {
+        rounds += 1;
+        put(&operator, "payments/sorted", "x", None).await.expect("it is written");
+        assert_eq!(found().lines().last(), Some(rounds.to_string().as_str()));
+        tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+        assert_eq!(found().lines().last(), Some(rounds.to_string().as_str()));
+        if pages() == "0" {
+            break;
+        }
+        assert!(rounds < 10, "nobody sorts in new paths");
+    }
+    put(&operator, "payments/sorted", "x", None).await.expect("it is written");
+    assert_ne!(pages(), "0", "a new path waits until it is sorted in");
+}

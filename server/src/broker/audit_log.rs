@@ -1,4 +1,6 @@
-//! Reading the audit log.
+//! Reading the audit log, and keeping its index in order.
+
+use std::time::Duration;
 
 use keyfold_core::audit::Operation;
 
@@ -10,6 +12,10 @@ use crate::{
 
 /// Most entries on one page.
 pub const PAGE_MAX: u32 = 1000;
+
+/// How often new paths are sorted into the log's index. Each costs the same however many there are, so it is often: then
+/// Postgres is not busy with them for long at a time, and searches, which look through all that waits, find little.
+const SORT_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Broker {
     /// Up to `limit` entries that match, newest first. The reading is itself an entry, after those that it shows.
@@ -30,5 +36,21 @@ impl Broker {
             work.allow(entries).await
         })
         .await
+    }
+
+    /// Keeps the index over the log's paths in order, beside those who append.
+    pub(crate) async fn keep_paths_sorted(&self) {
+        loop {
+            tokio::time::sleep(SORT_INTERVAL).await;
+            if self.seal.keyring().is_ok()
+                && let Err(error) = self.sort_in_paths().await
+            {
+                tracing::warn!(%error, "new paths could not be sorted into the audit log's index");
+            }
+        }
+    }
+
+    async fn sort_in_paths(&self) -> Result<(), Error> {
+        audit::sort_in_paths(&mut *self.store.connection().await?).await.map(drop)
     }
 }

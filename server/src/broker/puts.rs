@@ -148,8 +148,10 @@ impl Puts {
                 put.expected.unwrap_or_default()
             )));
         }
-        let id =
-            targets.secrets.get(path).map_or_else(|| self.entropy.uuid(), |target| Ok(target.secret.id))?;
+        let id = targets
+            .secrets
+            .get(path)
+            .map_or_else(|| self.entropy.uuid_at(micros(at)), |target| Ok(target.secret.id))?;
         let place = VersionPlace {
             keyspace: keyspace_id,
             secret: id,

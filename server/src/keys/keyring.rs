@@ -325,7 +325,7 @@ impl Keyring {
         plaintext: &SecretBytes,
         entropy: &dyn Entropy,
     ) -> Result<(Vec<u8>, WrappedDek), Error> {
-        let dek_id = entropy.uuid()?;
+        let dek_id = entropy.uuid_at(place.created_at_micros)?;
         let dek = Key::generate(entropy)?;
         let dek_ref = KeyRef { id: dek_id, version: place.version };
         let payload = envelope::seal(

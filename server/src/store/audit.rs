@@ -124,6 +124,15 @@ pub async fn append_if_stands(
     .await?)
 }
 
+/// Sorts the paths of new entries into the index over them. Gives how many pages of them there were.
+///
+/// # Errors
+/// Those of Postgres.
+pub async fn sort_in_paths(connection: &mut PgConnection) -> Result<i64, Error> {
+    let pages = sqlx::query_scalar!("SELECT sort_in_audit_paths()").fetch_one(connection).await?;
+    Ok(pages.unwrap_or_default())
+}
+
 /// The columns of entries that are to be written. Postgres has no arrays of arrays of different lengths, so the paths of
 /// all entries are one array, of which each has a slice.
 #[derive(Default)]
