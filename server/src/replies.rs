@@ -133,17 +133,10 @@ impl Unread {
         id
     }
 
-    fn give_up_late(&self) {
-        let Some(until) = Instant::now().checked_sub(READING_MAX) else { return };
-        while let Some((_, waiting)) = self.pop_before(until) {
-            take(&waiting);
-        }
-    }
-
-    fn pop_before(&self, until: Instant) -> Option<(Instant, Shared)> {
+    fn pop_late(&self) -> Option<Shared> {
         let mut all = self.in_order();
         let oldest = all.replies.first_entry()?;
-        (oldest.get().0 <= until).then(|| oldest.remove())
+        (oldest.get().0.elapsed() >= READING_MAX).then(|| oldest.remove().1)
     }
 }
 
@@ -152,7 +145,9 @@ async fn give_up_late(unread: Weak<Unread>) {
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         let Some(unread) = unread.upgrade() else { return };
-        unread.give_up_late();
+        while let Some(waiting) = unread.pop_late() {
+            take(&waiting);
+        }
     }
 }
 

@@ -51,6 +51,6 @@ impl Broker {
     }
 
     async fn sort_in_paths(&self) -> Result<(), Error> {
-        audit::sort_in_paths(&mut *self.store.connection().await?).await.map(drop)
+        audit::sort_in_paths(&mut *self.store.connection().await?).await
     }
 }

@@ -124,13 +124,13 @@ pub async fn append_if_stands(
     .await?)
 }
 
-/// Sorts the paths of new entries into the index over them. Gives how many pages of them there were.
+/// Sorts the paths of new entries into the index over them.
 ///
 /// # Errors
 /// Those of Postgres.
-pub async fn sort_in_paths(connection: &mut PgConnection) -> Result<i64, Error> {
-    let pages = sqlx::query_scalar!("SELECT sort_in_audit_paths()").fetch_one(connection).await?;
-    Ok(pages.unwrap_or_default())
+pub async fn sort_in_paths(connection: &mut PgConnection) -> Result<(), Error> {
+    sqlx::query!("SELECT sort_in_audit_paths()").fetch_one(connection).await?;
+    Ok(())
 }
 
 /// The columns of entries that are to be written. Postgres has no arrays of arrays of different lengths, so the paths of
