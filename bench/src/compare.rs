@@ -103,7 +103,7 @@ pub(crate) async fn run(args: &Args, out: &Path) -> ExitCode {
         let start = Instant::now();
         workloads.push(stand.measure(cell).await);
         if args.alone {
-            println!("{:#}", workloads[at]["keyfold"]);
+            println!("{:#}", workloads[at]);
         } else {
             report::write(out, &machine, &fills, &workloads);
         }
