@@ -3,6 +3,7 @@
 pub(crate) mod broker;
 mod cell;
 pub(crate) mod database;
+mod grpc;
 mod http;
 pub(crate) mod load;
 pub(crate) mod meter;

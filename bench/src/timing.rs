@@ -20,6 +20,8 @@ mod pairs;
 mod probe;
 mod stand;
 
+pub(crate) use probe::bearing;
+
 /// Arguments of `keyfold-bench timing`.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Args {

@@ -7,24 +7,21 @@ use keyfold::{
     client::Client,
     dev::{postgres::Postgres, server::Server, tokens::AUDIENCE},
 };
-use keyfold_proto::{
-    channel,
-    keyfold::v1::{
-        Field, GetSecretRequest, IssueSecretsRequest, ListSecretsRequest, PutSecretRequest, SecretReference,
-        secret_service_client::SecretServiceClient, workload_service_client::WorkloadServiceClient,
-    },
+use hyper::header::HeaderValue;
+use keyfold_proto::keyfold::v1::{
+    Field, GetSecretRequest, GetSecretResponse, IssueSecretsRequest, IssueSecretsResponse, ListSecretsRequest,
+    ListSecretsResponse, PutSecretRequest, PutSecretResponse, SecretReference,
 };
-use keyfold_tests::{
-    Database, WAIT_VARIABLE, server_setup,
-    tls::{channel_from, narrow_channel_from},
-};
+use keyfold_tests::{Database, WAIT_VARIABLE, server_setup, tls::narrow_channel_from};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
-use tonic::{Request, metadata::AsciiMetadataValue, transport::Channel};
+use tonic::transport::Channel;
 
 use super::{
     database,
+    grpc::Connection,
+    http::Address,
     meter::Meter,
     stored::{self, FIELD, KEYSPACE},
     tokens::{APPS, Mint, PodToken, service_account},
@@ -34,8 +31,11 @@ use super::{
 const DATABASE: &str = "keyfold";
 /// The most that one page lists.
 const PAGE_MAX: u32 = 1000;
-/// An answer with a page of names of 21 bytes is far shorter.
-const ANSWER_LEN_MAX: usize = 4 * 1024 * 1024;
+
+const ISSUE_SECRETS: &str = "/keyfold.v1.WorkloadService/IssueSecrets";
+const GET_SECRET: &str = "/keyfold.v1.SecretService/GetSecret";
+const PUT_SECRET: &str = "/keyfold.v1.SecretService/PutSecret";
+const LIST_SECRETS: &str = "/keyfold.v1.SecretService/ListSecrets";
 
 /// A server, stopped when dropped.
 pub(crate) struct Broker {
@@ -43,7 +43,7 @@ pub(crate) struct Broker {
     pid: std::sync::Mutex<u32>,
     mint: Arc<Mint>,
     url: String,
-    ca_pem: Vec<u8>,
+    address: Address,
     database: Database,
     _folder: TempDir,
 }
@@ -79,10 +79,12 @@ impl Broker {
         let mut server = Server::start(&setup).await.expect("the server starts");
         server.initialise().await.expect("the installation can be initialised");
         declare(&server, &mint).await;
-        let ca_pem = fs::read(setup.ca_file()).expect("the CA can be read");
+        let ca_pem = fs::read_to_string(setup.ca_file()).expect("the CA can be read");
         let pid = std::sync::Mutex::new(server.process.pid());
         let (url, server) = (setup.url(), Mutex::new(server));
-        Self { server, pid, mint, url, ca_pem, database, _folder: folder }
+        let socket = url.trim_start_matches("https://").parse().expect("a URL of address and port");
+        let address = Address::new(socket, &ca_pem, true);
+        Self { server, pid, mint, url, address, database, _folder: folder }
     }
 
     /// Where its figures come from.
@@ -129,30 +131,43 @@ impl Broker {
     }
 
     /// So many callers. Drivers share a connection a node, as they do in a cluster; each operator has a connection.
-    pub(crate) fn callers(&self, count: usize, nodes: usize) -> Vec<BrokerCaller> {
-        let drivers: Arc<[Driver]> = (0..nodes).map(|node| self.driver(node, self.channel())).collect();
-        let operator = bearer(&self.mint.of("operator", "operator-0", 0));
-        let caller = |_| BrokerCaller {
-            drivers: Arc::clone(&drivers),
-            first_node: 0,
-            secrets: SecretServiceClient::new(self.channel()).max_decoding_message_size(ANSWER_LEN_MAX),
-            operator: operator.clone(),
-        };
-        (0..count).map(caller).collect()
+    ///
+    /// # Errors
+    /// When one cannot connect.
+    pub(crate) async fn callers(&self, count: usize, nodes: usize) -> Result<Vec<BrokerCaller>, String> {
+        let mut drivers = Vec::with_capacity(nodes);
+        for node in 0..nodes {
+            drivers.push(self.driver(node, self.connect(Ipv4Addr::LOCALHOST).await?));
+        }
+        let (drivers, operator) = (Arc::from(drivers), self.operator());
+        let mut callers = Vec::with_capacity(count);
+        for _ in 0..count {
+            callers.push(BrokerCaller {
+                drivers: Arc::clone(&drivers),
+                first_node: 0,
+                secrets: self.connect(Ipv4Addr::LOCALHOST).await?,
+                operator: operator.clone(),
+            });
+        }
+        Ok(callers)
     }
 
     /// So many callers of these nodes, each of which has an address of its own and one connection for drivers and operators.
+    ///
+    /// # Panics
+    /// When one cannot connect.
     pub(crate) async fn callers_at(&self, count: usize, nodes: Range<usize>) -> Vec<BrokerCaller> {
-        let server = self.server.lock().await;
-        let channels: Vec<_> =
-            nodes.clone().map(|node| channel_from(address(node), server.setup())).collect();
-        let driver = |(node, channel): (usize, &Channel)| self.driver(node, channel.clone());
-        let drivers: Arc<[Driver]> = nodes.clone().zip(&channels).map(driver).collect();
-        let operator = bearer(&self.mint.of("operator", "operator-0", 0));
+        let mut connections = Vec::with_capacity(nodes.len());
+        for node in nodes.clone() {
+            connections.push(self.connect(address(node)).await.expect("the node can connect"));
+        }
+        let driver = |(node, connection): (usize, &Connection)| self.driver(node, connection.clone());
+        let drivers: Arc<[Driver]> = nodes.clone().zip(&connections).map(driver).collect();
+        let operator = self.operator();
         let caller = |at: usize| BrokerCaller {
             drivers: Arc::clone(&drivers),
             first_node: nodes.start,
-            secrets: SecretServiceClient::new(channels[at % channels.len()].clone()),
+            secrets: connections[at % connections.len()].clone(),
             operator: operator.clone(),
         };
         (0..count).map(caller).collect()
@@ -163,13 +178,16 @@ impl Broker {
         narrow_channel_from(address(node), self.server.lock().await.setup(), window_bytes)
     }
 
-    fn driver(&self, node: usize, channel: Channel) -> Driver {
-        let workload = WorkloadServiceClient::new(channel);
-        Driver { workload, token: bearer(&self.mint.of_driver(node)) }
+    fn driver(&self, node: usize, connection: Connection) -> Driver {
+        Driver { connection, bearer: bearer(&self.mint.of_driver(node)) }
     }
 
-    fn channel(&self) -> Channel {
-        channel::connect_lazy(&self.url, &self.ca_pem).expect("the URL is good")
+    fn operator(&self) -> HeaderValue {
+        bearer(&self.mint.of("operator", "operator-0", 0))
+    }
+
+    async fn connect(&self, from: Ipv4Addr) -> Result<Connection, String> {
+        Connection::open(&self.address, from).await
     }
 }
 
@@ -210,8 +228,8 @@ async fn declare(server: &Server, mint: &Mint) {
 /// The driver of a node, with its one connection.
 #[derive(Clone)]
 struct Driver {
-    workload: WorkloadServiceClient<Channel>,
-    token: AsciiMetadataValue,
+    connection: Connection,
+    bearer: HeaderValue,
 }
 
 /// Who asks Keyfold.
@@ -219,8 +237,8 @@ pub(crate) struct BrokerCaller {
     drivers: Arc<[Driver]>,
     /// The node of the first of them.
     first_node: usize,
-    secrets: SecretServiceClient<Channel>,
-    operator: AsciiMetadataValue,
+    secrets: Connection,
+    operator: HeaderValue,
 }
 
 impl BrokerCaller {
@@ -235,10 +253,9 @@ impl BrokerCaller {
             role: service_account(token.app),
             items: secrets.iter().map(item).collect(),
         };
-        let mut driver = self.drivers[token.node - self.first_node].clone();
-        let request = bearing(&driver.token, message);
-        let answer = driver.workload.issue_secrets(request).await?;
-        let issued = &answer.get_ref().secrets;
+        let Driver { mut connection, bearer } = self.drivers[token.node - self.first_node].clone();
+        let answer: IssueSecretsResponse = connection.call(ISSUE_SECRETS, &bearer, &message).await?;
+        let issued = &answer.secrets;
         if issued.len() != secrets.len() {
             return Err(format!("{} secrets instead of {}", issued.len(), secrets.len()).into());
         }
@@ -252,9 +269,8 @@ impl BrokerCaller {
     /// As for `issue`.
     pub(crate) async fn read(&mut self, secret: u32) -> Result<(), Failure> {
         let message = GetSecretRequest { path: stored::path(secret), version: None };
-        let request = bearing(&self.operator, message);
-        let answer = self.secrets.get_secret(request).await?;
-        Ok(check(secret, &answer.get_ref().path, &answer.get_ref().fields)?)
+        let answer: GetSecretResponse = self.secrets.call(GET_SECRET, &self.operator, &message).await?;
+        Ok(check(secret, &answer.path, &answer.fields)?)
     }
 
     /// Writes one secret.
@@ -265,13 +281,8 @@ impl BrokerCaller {
         let field = Field { name: FIELD.into(), value: stored::value(secret).into_bytes() };
         let message =
             PutSecretRequest { path: stored::path(secret), fields: vec![field], expected_version: None };
-        let request = bearing(&self.operator, message);
-        let answer = self.secrets.put_secret(request).await?;
-        if answer.get_ref().version > 0 {
-            Ok(())
-        } else {
-            Err(Failure::Wrong("a write without a version".into()))
-        }
+        let answer: PutSecretResponse = self.secrets.call(PUT_SECRET, &self.operator, &message).await?;
+        if answer.version > 0 { Ok(()) } else { Err(Failure::Wrong("a write without a version".into())) }
     }
 
     /// How many secrets there are below a prefix, by listing them.
@@ -282,9 +293,8 @@ impl BrokerCaller {
         let (mut found, mut page_token) = (0, String::new());
         loop {
             let message = ListSecretsRequest { prefix: prefix.into(), page_size: PAGE_MAX, page_token };
-            let request = bearing(&self.operator, message);
-            let page = self.secrets.list_secrets(request).await?;
-            let page = page.into_inner();
+            let page: ListSecretsResponse =
+                self.secrets.call(LIST_SECRETS, &self.operator, &message).await?;
             found += page.secrets.len();
             if page.next_page_token.is_empty() {
                 return Ok(found);
@@ -300,22 +310,12 @@ fn check(secret: u32, path: &str, fields: &[Field]) -> Result<(), String> {
         return Err(format!("{path} instead of {expected}"));
     }
     match fields {
-        [field] if field.name == FIELD && field.value == stored::value(secret).as_bytes() => Ok(()),
+        [field] if field.name == FIELD && stored::is_value(secret, &field.value) => Ok(()),
         _ => Err(format!("{path} has another value than was written")),
     }
 }
 
 /// The `authorization` of who has this token.
-///
-/// # Panics
-/// When it is no token.
-pub(crate) fn bearer(token: &str) -> AsciiMetadataValue {
+fn bearer(token: &str) -> HeaderValue {
     format!("Bearer {token}").parse().expect("a token is ASCII")
-}
-
-/// A request with this `authorization`.
-pub(crate) fn bearing<T>(bearer: &AsciiMetadataValue, message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("authorization", bearer.clone());
-    request
 }

@@ -1,7 +1,10 @@
 //! The peer's client: one TLS 1.3 connection that is kept, over HTTP/1.1 or HTTP/2, with as little between as hyper allows,
 //! because it takes its processor time from the servers on the same machine.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -15,12 +18,12 @@ use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
 };
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 const TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
 
-/// Where the peer is, and whom to trust.
+/// Where a server is, and whom to trust.
 #[derive(Clone)]
 pub(super) struct Address {
     /// On 127.0.0.1.
@@ -48,16 +51,28 @@ impl Address {
         Self { socket, tls: TlsConnector::from(Arc::new(config)), http2 }
     }
 
+    /// Opens a connection from this address, any of 127.0.0.0/8.
+    ///
+    /// # Errors
+    /// Says what failed.
+    pub(super) async fn open(&self, from: Ipv4Addr) -> Result<TlsStream<TcpStream>, String> {
+        let open = async {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((from, 0).into())?;
+            let tcp = socket.connect(self.socket).await?;
+            tcp.set_nodelay(true)?;
+            self.tls.connect(ServerName::IpAddress(self.socket.ip().into()), tcp).await
+        };
+        open.await.map_err(|error: std::io::Error| format!("{}: {error}", self.socket))
+    }
+
     /// Connects.
     ///
     /// # Errors
     /// Says what failed.
     pub(super) async fn connect(&self) -> Result<Connection, String> {
         let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", self.socket);
-        let tcp = TcpStream::connect(self.socket).await.map_err(|error| failed(&error))?;
-        tcp.set_nodelay(true).map_err(|error| failed(&error))?;
-        let name = ServerName::IpAddress(self.socket.ip().into());
-        let tls = TokioIo::new(self.tls.connect(name, tcp).await.map_err(|error| failed(&error))?);
+        let tls = TokioIo::new(self.open(Ipv4Addr::LOCALHOST).await?);
         let sender = if self.http2 {
             let shake = http2::handshake(TokioExecutor::new(), tls);
             let (sender, connection) = shake.await.map_err(|error| failed(&error))?;

@@ -129,7 +129,7 @@ impl PeerCaller {
         let path = format!("{MOUNT}/data/{}", stored::path(secret));
         let body = self.connection.ok("GET", &path, Some(token), String::new()).await?;
         let answer: Secret<'_> = parse(&body)?;
-        if answer.data.data.value == stored::value(secret) {
+        if stored::is_value(secret, answer.data.data.value.as_bytes()) {
             return Ok(());
         }
         Err(format!("{path} has another value than was written"))

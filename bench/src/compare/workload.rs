@@ -94,7 +94,7 @@ impl Column {
     pub(crate) async fn try_callers(&self, count: usize) -> Result<Vec<Caller>, String> {
         match &self.side {
             Side::Keyfold(broker) => {
-                Ok(broker.callers(count, nodes(count)).into_iter().map(Caller::Keyfold).collect())
+                Ok(broker.callers(count, nodes(count)).await?.into_iter().map(Caller::Keyfold).collect())
             }
             Side::Peer(peer, tokens) => {
                 Ok(peer.callers(count, *tokens).await?.into_iter().map(Caller::Peer).collect())

@@ -12,12 +12,14 @@ use tonic::{Code, Streaming, client::Grpc, codegen::http::uri::PathAndQuery};
 use tonic_prost::ProstCodec;
 
 use super::{Bench, CALLERS, OTHERS, Phase, print};
-use crate::compare::{
-    broker::{bearer, bearing},
-    load::Pace,
-    stored::{FIELD, KEYSPACE},
-    tokens::service_account,
-    workload::Workload,
+use crate::{
+    compare::{
+        load::Pace,
+        stored::{FIELD, KEYSPACE},
+        tokens::service_account,
+        workload::Workload,
+    },
+    timing::bearing,
 };
 
 /// Connections whose answers are not read.
@@ -71,7 +73,7 @@ fn path(secret: usize) -> String {
 async fn write_large(bench: &Bench<'_>) {
     let channel = bench.cluster.broker.narrow_channel(FIRST_NODE, WINDOW_BYTES).await;
     let mut secrets = SecretServiceClient::new(channel);
-    let operator = bearer(&bench.cluster.mint.of("operator", "operator-0", 0));
+    let operator = bench.cluster.mint.of("operator", "operator-0", 0);
     for secret in 0..LARGE {
         let field = Field { name: FIELD.into(), value: vec![b'x'; LARGE_BYTES] };
         let message = PutSecretRequest { path: path(secret), fields: vec![field], expected_version: None };
@@ -96,7 +98,7 @@ async fn ask(bench: &Bench<'_>, reader: usize) -> Result<Unread, Code> {
     let node = FIRST_NODE + reader / READERS_PER_NODE;
     let mut grpc = Grpc::new(bench.cluster.broker.narrow_channel(node, WINDOW_BYTES).await);
     let mint = &bench.cluster.mint;
-    let driver = bearer(&mint.of_driver(node));
+    let driver = mint.of_driver(node);
     let message = IssueSecretsRequest {
         pod_token: mint.of(&service_account(0), &format!("reader-{reader}"), node),
         role: service_account(0),
