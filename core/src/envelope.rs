@@ -4,9 +4,10 @@
 //! magic u16 ‖ suite u16 ‖ key id 16 ‖ key version u32 ‖ salt 32 ‖ nonce 12 ‖ commitment 32 ‖ ciphertext ‖ tag 16
 //! ```
 //!
-//! Integers are big-endian. Suite 1 derives an encryption key and a commitment from the sealing key and a fresh
-//! salt by HKDF-SHA512, and encrypts with AES-256-GCM. All before the ciphertext is the header; it is
-//! authenticated together with the [`AssociatedData`] of the blob's place.
+//! Integers are big-endian. A suite derives an encryption key and a commitment from the sealing key and a fresh
+//! salt, and encrypts with AES-256-GCM. Suite 2 derives by HKDF-SHA256, and seals all that is new; suite 1, by HKDF-SHA512,
+//! sealed what is older, and still opens it. All before the ciphertext is the header; it is authenticated together with the
+//! [`AssociatedData`] of the blob's place.
 //!
 //! Because each blob has its own salt, and so its own encryption key, the limit of 2^32 random nonces for one
 //! GCM key (NIST SP 800-38D, section 8.3) is out of reach. Because GCM alone lets a crafted ciphertext open
@@ -30,6 +31,7 @@ pub use suite::{recovery_key_id, root_key_id};
 use crate::entropy::{Entropy, EntropyError};
 use crate::secret::{KeyMaterial, SecretBytes, wiping_stack};
 use header::Header;
+use suite::Suite;
 
 /// How much longer a blob is than its plaintext, in bytes: header and tag.
 pub const OVERHEAD_BYTES: usize = header::LEN_BYTES + suite::TAG_BYTES;
@@ -56,8 +58,9 @@ fn seal_blob(
     let mut nonce = [0; suite::NONCE_BYTES];
     entropy.fill(&mut salt)?;
     entropy.fill(&mut nonce)?;
-    let derived = suite::derive(key, &salt);
-    let header = Header { key_ref, salt, nonce, commitment: derived.commitment }.encode();
+    let suite = Suite::SEALING;
+    let derived = suite.derive(key, &salt);
+    let header = Header { suite, key_ref, salt, nonce, commitment: derived.commitment }.encode();
 
     // Room for all from the start: growing would leave a copy of the plaintext behind.
     let mut blob = Vec::with_capacity(plaintext.len() + OVERHEAD_BYTES);
@@ -91,7 +94,7 @@ fn open_blob(
     if header.key_ref != key_ref {
         return Err(OpenError::OtherKey { sealed_under: header.key_ref, expected: key_ref });
     }
-    let derived = suite::derive(key, &header.salt);
+    let derived = header.suite.derive(key, &header.salt);
     if !bool::from(derived.commitment.ct_eq(&header.commitment)) {
         return Err(OpenError::WrongKey);
     }

@@ -52,6 +52,14 @@ fn attack_18_every_truncation_and_any_appended_byte_fails_closed() {
 }
 
 #[test]
+fn attack_18_a_blob_opens_by_no_other_suite() {
+    let mut blob = sealed();
+    assert_eq!(blob[2..4], [0, 2]);
+    blob[3] = 1;
+    assert_eq!(refusal(open(&key(), KEY_REF, &place(), &blob)), OpenError::WrongKey);
+}
+
+#[test]
 fn attack_18_another_key_is_told_by_the_commitment() {
     for byte in 0..32 {
         let mut other = KEY;
@@ -275,7 +283,7 @@ proptest! {
 
     #[test]
     fn foreign_bytes_are_refused_without_a_panic(
-        well_formed_start in prop_oneof![Just(&b"KF\x00\x01"[..]), Just(&b""[..])],
+        well_formed_start in prop_oneof![Just(&b"KF\x00\x01"[..]), Just(&b"KF\x00\x02"[..]), Just(&b""[..])],
         rest in vec(any::<u8>(), 0..300),
     ) {
         let bytes = [well_formed_start, &rest].concat();

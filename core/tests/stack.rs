@@ -16,7 +16,7 @@ use keyfold_core::{
     envelope::{self, KeyRef, RwkContext},
     secret::{Key, wiping_stack},
 };
-use ring::hkdf::{HKDF_SHA512, KeyType, Salt};
+use ring::hkdf::{HKDF_SHA256, KeyType, Salt};
 use uuid::Uuid;
 
 /// Deeper than anything here goes, and less than a thread of a test has.
@@ -92,7 +92,7 @@ fn encryption_key(key: &Key, blob: &[u8]) -> [u8; 32] {
         }
     }
     let mut derived = [0; 32];
-    let prk = Salt::new(HKDF_SHA512, &blob[SALT]).extract(key.expose());
-    prk.expand(&[b"keyfold/v1/suite-1/encryption-key"], Length).unwrap().fill(&mut derived).unwrap();
+    let prk = Salt::new(HKDF_SHA256, &blob[SALT]).extract(key.expose());
+    prk.expand(&[b"keyfold/v1/suite-2/encryption-key"], Length).unwrap().fill(&mut derived).unwrap();
     derived
 }

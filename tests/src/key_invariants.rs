@@ -23,7 +23,7 @@ macro_rules! under {
         concat!(
             "substr(",
             $blob,
-            ", 1, 24) IS DISTINCT FROM '\\x4b460001'::bytea || uuid_send(",
+            ", 1, 24) IS DISTINCT FROM '\\x4b460002'::bytea || uuid_send(",
             $id,
             ") || int4send((",
             $version,

@@ -352,7 +352,7 @@ async fn attack_22_a_key_that_an_unlisted_table_needs_is_not_destroyed() {
     assert!(refused.message().contains("still needed by 1 of unlisted"), "{refused:?}");
     // Without that reference, a copy of something that the key wraps.
     world.database.sql(&format!(
-        "UPDATE unlisted SET version = 2, copy = decode('4b460001', 'hex') || uuid_send({KEY_1}) || decode('00000001', 'hex')"
+        "UPDATE unlisted SET version = 2, copy = decode('4b460002', 'hex') || uuid_send({KEY_1}) || decode('00000001', 'hex')"
     ));
     let refused = schedule(&world.operator(), 1, Some(1)).await.unwrap_err();
     assert!(refused.message().contains("still needed by 1 of unlisted.copy"), "{refused:?}");

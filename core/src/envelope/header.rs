@@ -5,11 +5,10 @@ use std::fmt;
 use uuid::Uuid;
 
 use super::OpenError;
-use super::suite::{COMMITMENT_BYTES, NONCE_BYTES, SALT_BYTES, TAG_BYTES};
+use super::suite::{COMMITMENT_BYTES, NONCE_BYTES, SALT_BYTES, Suite, TAG_BYTES};
 
 /// `KF` in ASCII.
 const MAGIC: u16 = 0x4B46;
-const SUITE: u16 = 1;
 
 /// Length of the header, in bytes.
 pub(super) const LEN_BYTES: usize = 2 + 2 + 16 + 4 + SALT_BYTES + NONCE_BYTES + COMMITMENT_BYTES;
@@ -29,8 +28,9 @@ impl fmt::Display for KeyRef {
     }
 }
 
-/// All that precedes the ciphertext, but for magic and suite, which have one value each.
+/// All that precedes the ciphertext, but for the magic number.
 pub(super) struct Header {
+    pub(super) suite: Suite,
     pub(super) key_ref: KeyRef,
     pub(super) salt: [u8; SALT_BYTES],
     pub(super) nonce: [u8; NONCE_BYTES],
@@ -41,7 +41,7 @@ impl Header {
     pub(super) fn encode(&self) -> [u8; LEN_BYTES] {
         let parts: [&[u8]; 7] = [
             &MAGIC.to_be_bytes(),
-            &SUITE.to_be_bytes(),
+            &self.suite.number().to_be_bytes(),
             self.key_ref.id.as_bytes(),
             &self.key_ref.version.to_be_bytes(),
             &self.salt,
@@ -64,13 +64,12 @@ impl Header {
         if u16::from_be_bytes(take(&mut rest)?) != MAGIC {
             return Err(OpenError::NotABlob);
         }
-        match u16::from_be_bytes(take(&mut rest)?) {
-            SUITE => {}
-            other => return Err(OpenError::UnknownSuite(other)),
-        }
+        let number = u16::from_be_bytes(take(&mut rest)?);
+        let suite = Suite::numbered(number).ok_or(OpenError::UnknownSuite(number))?;
         let id = Uuid::from_bytes(take(&mut rest)?);
         let version = u32::from_be_bytes(take(&mut rest)?);
         let header = Self {
+            suite,
             key_ref: KeyRef { id, version },
             salt: take(&mut rest)?,
             nonce: take(&mut rest)?,

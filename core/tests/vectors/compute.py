@@ -37,7 +37,8 @@ def main():
         "metadata_digest": digest.hex(),
         "associated_data": {place: data.hex() for place, data in places.items()},
         "payload_encoding": {"no_fields": payload({}).hex(), "three_fields": fields.hex()},
-        "blobs": [blob_vector(places, seed, *blob) for seed, blob in enumerate(blobs)],
+        "blobs": [blob_vector(places, 1, seed, *blob) for seed, blob in enumerate(blobs)],
+        "blobs_of_suite_2": [blob_vector(places, 2, seed, *blob) for seed, blob in enumerate(blobs)],
         "row_mac": row_mac(),
         "certificate": certificate(),
     }
@@ -70,7 +71,7 @@ def associated_data(digest, root_id, recovery_id):
     }
 
 
-def blob_vector(places, seed, place, plaintext, key, key_id, key_version):
+def blob_vector(places, suite, seed, place, plaintext, key, key_id, key_version):
     salt, nonce = run(seed, 32), run(0xF0 + seed, 12)
     return {
         "place": place,
@@ -79,15 +80,17 @@ def blob_vector(places, seed, place, plaintext, key, key_id, key_version):
         "key_version": key_version,
         "salt_and_nonce": (salt + nonce).hex(),
         "plaintext": plaintext.hex(),
-        "blob": seal(key, key_id, key_version, places[place], plaintext, salt, nonce).hex(),
+        "blob": seal(suite, key, key_id, key_version, places[place], plaintext, salt, nonce).hex(),
     }
 
 
-def seal(key, key_id, key_version, place, plaintext, salt, nonce):
-    prk = hkdf_extract(salt, key)
-    commitment = hkdf_expand(prk, b"keyfold/v1/suite-1/commitment", 32)
-    header = b"KF" + struct.pack(">H", 1) + key_id + struct.pack(">I", key_version) + salt + nonce + commitment
-    encryption_key = hkdf_expand(prk, b"keyfold/v1/suite-1/encryption-key", 32)
+def seal(suite, key, key_id, key_version, place, plaintext, salt, nonce):
+    hash = {1: hashlib.sha512, 2: hashlib.sha256}[suite]
+    info = f"keyfold/v1/suite-{suite}/".encode()
+    prk = hkdf_extract(salt, key, hash)
+    commitment = hkdf_expand(prk, info + b"commitment", 32, hash)
+    header = b"KF" + struct.pack(">H", suite) + key_id + struct.pack(">I", key_version) + salt + nonce + commitment
+    encryption_key = hkdf_expand(prk, info + b"encryption-key", 32, hash)
     return header + AESGCM(encryption_key).encrypt(nonce, plaintext, header + place)
 
 
@@ -156,14 +159,14 @@ def string(text):
     return struct.pack(">I", len(text.encode())) + text.encode()
 
 
-def hkdf_extract(salt, key):
-    return hmac.new(salt or bytes(64), key, hashlib.sha512).digest()
+def hkdf_extract(salt, key, hash=hashlib.sha512):
+    return hmac.new(salt or bytes(hash().digest_size), key, hash).digest()
 
 
-def hkdf_expand(prk, info, length):
+def hkdf_expand(prk, info, length, hash=hashlib.sha512):
     out, block = b"", b""
     while len(out) < length:
-        block = hmac.new(prk, block + info + bytes([len(out) // 64 + 1]), hashlib.sha512).digest()
+        block = hmac.new(prk, block + info + bytes([len(out) // hash().digest_size + 1]), hash).digest()
         out += block
     return out[:length]
 
