@@ -37,8 +37,8 @@ pub use self::{
 /// How long an issuer may take for both its documents: a caller waits for the first fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Tokens of pods and drivers that are remembered: some 7,000. One that is not costs a signature check.
-const WORKLOAD_TOKENS_BYTES: usize = 8 * 1024 * 1024;
+/// Tokens of pods and drivers that are remembered: some 3,500. One that is not costs a signature check.
+const WORKLOAD_TOKENS_BYTES: usize = 4 * 1024 * 1024;
 /// Those of operators, with all their claims: some 2,000.
 const OPERATOR_TOKENS_BYTES: usize = 2 * 1024 * 1024;
 

@@ -2,15 +2,15 @@
 
 use std::{fs, net::Ipv4Addr, ops::Range, sync::Arc, time::Duration};
 
+use hyper::header::HeaderValue;
 use keyfold::{
     args::{Format, Global},
     client::Client,
     dev::{postgres::Postgres, server::Server, tokens::AUDIENCE},
 };
-use hyper::header::HeaderValue;
 use keyfold_proto::keyfold::v1::{
-    Field, GetSecretRequest, GetSecretResponse, IssueSecretsRequest, IssueSecretsResponse, ListSecretsRequest,
-    ListSecretsResponse, PutSecretRequest, PutSecretResponse, SecretReference,
+    Field, GetSecretRequest, GetSecretResponse, IssueSecretsRequest, IssueSecretsResponse,
+    ListSecretsRequest, ListSecretsResponse, PutSecretRequest, PutSecretResponse, SecretReference,
 };
 use keyfold_tests::{Database, WAIT_VARIABLE, server_setup, tls::narrow_channel_from};
 use serde_json::{Value, json};
@@ -293,8 +293,7 @@ impl BrokerCaller {
         let (mut found, mut page_token) = (0, String::new());
         loop {
             let message = ListSecretsRequest { prefix: prefix.into(), page_size: PAGE_MAX, page_token };
-            let page: ListSecretsResponse =
-                self.secrets.call(LIST_SECRETS, &self.operator, &message).await?;
+            let page: ListSecretsResponse = self.secrets.call(LIST_SECRETS, &self.operator, &message).await?;
             found += page.secrets.len();
             if page.next_page_token.is_empty() {
                 return Ok(found);

@@ -77,7 +77,9 @@ mod tests {
         assert_eq!(value(7), value(7));
         assert_ne!(value(7), value(8));
         assert!(is_value(7, value(7).as_bytes()));
-        for wrong in [value(8), value(7)[1..].to_owned(), format!("{}8", &value(7)[..VALUE_BYTES - 1]), String::new()] {
+        for wrong in
+            [value(8), value(7)[1..].to_owned(), format!("{}8", &value(7)[..VALUE_BYTES - 1]), String::new()]
+        {
             assert!(!is_value(7, wrong.as_bytes()), "{wrong}");
         }
     }

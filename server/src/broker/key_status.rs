@@ -19,7 +19,7 @@ use crate::{
         schedule::{self, Scheduled},
     },
     store::{
-        deks::{self, Counts},
+        deks::Counts,
         keysets::KeysetRow,
         replicas::{self, Replica},
     },
@@ -94,11 +94,11 @@ impl Broker {
     ) -> Result<KeysetStatus, Error> {
         let now = self.now();
         let sweep = keyset.sweep(now)?;
+        let active_version = keyset.active().map(|kek| kek.version).unwrap_or_default();
         let counts = match keyset.row.keyspace_id {
-            Some(id) => deks::counts(connection, id).await?,
+            Some(id) => self.counts_of_deks(connection, keyset.row.id, id, active_version).await?,
             None => Counts::default(),
         };
-        let active_version = keyset.active().map(|kek| kek.version).unwrap_or_default();
         let pre_active = keyset.keks.iter().find(|kek| kek.state == KeyState::PreActive);
         let deks_per_second = match counts.pending {
             0 => 0.0,

@@ -9,14 +9,17 @@ use tokio::time::Instant;
 
 /// Issues that took longer than this many times what they take in quiet times are slowed by the rewrap. The mean: the
 /// slowest hundredth, which is to stay below twice its quiet value, rises faster.
-const SLOWED_FACTOR: f64 = 1.5;
+const SLOWED_FACTOR: f64 = 1.25;
 /// An issue takes at least this long, as far as is cared: what is below cannot be told from chance.
-const QUIET_MIN: Duration = Duration::from_millis(2);
+const QUIET_MIN: Duration = Duration::from_millis(1);
 /// Quiet times begin this long after the last batch, which is longer than any pause: issues between two batches still wait
 /// for what the first one left behind, and if they counted, what a rewrap makes of them would soon pass for quiet.
 const QUIET_AFTER: Duration = Duration::from_secs(1);
 /// Without an issue for this long, nobody waits.
 const RECENT_MAX: Duration = Duration::from_secs(1);
+/// While somebody waits, a pause has so many times the time of the batch before it: a processor that is busy for half of the time
+/// makes others wait even where most of them find it free.
+const PAUSE_FACTOR: u32 = 4;
 /// The first pause between two batches, once issues are slowed.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 /// The longest: a rewrap never stops fully.
@@ -99,11 +102,12 @@ impl Pace {
 }
 
 impl State {
-    /// When the next batch may begin, after one that took so long. While somebody waits, half of the time is theirs.
+    /// When the next batch may begin, after one that took so long. While somebody waits, most of the time is theirs.
     fn after(&mut self, deks: u64, took: Duration, per_second: Option<f64>, now: Instant) -> Instant {
+        let theirs = took * PAUSE_FACTOR;
         self.pause = match self.issues.are_slowed(now) {
-            Some(true) => (self.pause * 2).max(took).clamp(PAUSE_MIN, PAUSE_MAX),
-            Some(false) => (self.pause / 2).max(took).min(PAUSE_MAX),
+            Some(true) => (self.pause * 2).max(theirs).clamp(PAUSE_MIN, PAUSE_MAX),
+            Some(false) => (self.pause / 2).max(theirs).min(PAUSE_MAX),
             None => Duration::ZERO,
         };
         let allowed = per_second.map(|rate| {
@@ -243,7 +247,7 @@ mod tests {
         let mut calm = State { pause: PAUSE_MAX, ..with_issues(4 * MILLI, 5 * MILLI, now) };
         assert_eq!(calm.after(500, Duration::ZERO, None, now) - now, PAUSE_MAX / 2);
         calm.pause = Duration::ZERO;
-        assert_eq!(calm.after(500, 7 * MILLI, None, now) - now, 7 * MILLI, "half of the time is theirs");
+        assert_eq!(calm.after(500, 7 * MILLI, None, now) - now, 28 * MILLI, "most of the time is theirs");
     }
 
     #[test]

@@ -2,9 +2,14 @@
 //! deactivated KEK" is the resume point: a rewrap that was cut off goes on where it stopped, and the workers of all
 //! replicas share it.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use keyfold_core::{audit::Operation, entropy::Entropy, key::Purpose};
+use sqlx::PgConnection;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -19,43 +24,132 @@ use crate::{
     },
     store::{
         Isolation, Tx,
-        deks::{self, Leftover, Moved, WrappedDek},
+        deks::{self, Counts, Leftover, Moved, WrappedDek},
         keks,
         keysets::{self, Unfinished},
     },
 };
 
 /// DEKs moved in one transaction.
-const ROWS_MAX: RowsMax = RowsMax { alone: 500, shared: 150 };
+const ROWS_MAX: RowsMax = RowsMax { alone: 500, shared: 25 };
 
 const BATCH: Isolation = Isolation::ReadCommitted {
     because: "the batch's rows are locked as they are read, and a trigger refuses a KEK that is not active",
 };
+
+/// How long what is left to be moved is not looked for, as long as there is some in each of the keyspaces that were found.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Where this replica's rewraps are. A batch goes on after the last one, and does not step over all that were moved before,
+/// whose old places in the index stay until Postgres cleans up.
+#[derive(Default)]
+pub(crate) struct Walk(Mutex<Option<Walked>>);
+
+struct Walked {
+    leftovers: Arc<Vec<Leftover>>,
+    until: Instant,
+    /// The last DEK of each keyspace.
+    after: HashMap<Uuid, Uuid>,
+}
+
+impl Walk {
+    /// What was found to be left, unless it is to be looked for again.
+    fn leftovers(&self, now: Instant) -> Option<Arc<Vec<Leftover>>> {
+        self.locked().as_ref().filter(|walked| now < walked.until).map(|walked| Arc::clone(&walked.leftovers))
+    }
+
+    /// Goes on where it was, with what is left now.
+    fn begin(&self, found: Vec<Leftover>, now: Instant) -> Arc<Vec<Leftover>> {
+        let (mut walked, leftovers) = (self.locked(), Arc::new(found));
+        let of_version = |leftover: &Leftover| (leftover.keyspace_id, leftover.from_version);
+        let mut after = HashMap::new();
+        if let Some(before) = walked.take() {
+            let is_left =
+                |known: &&Leftover| leftovers.iter().any(|found| of_version(found) == of_version(known));
+            for known in before.leftovers.iter().filter(is_left) {
+                after.extend(before.after.get(&known.keyspace_id).map(|dek| (known.keyspace_id, *dek)));
+            }
+        }
+        if !leftovers.is_empty() {
+            *walked = Some(Walked { leftovers: Arc::clone(&leftovers), until: now + LOOK_INTERVAL, after });
+        }
+        leftovers
+    }
+
+    /// After which DEK the next batch of a keyspace begins.
+    fn after(&self, leftover: &Leftover) -> Uuid {
+        let walked = self.locked();
+        walked
+            .as_ref()
+            .and_then(|walked| walked.after.get(&leftover.keyspace_id).copied())
+            .unwrap_or_default()
+    }
+
+    /// Notes a batch's last DEK. When there was none, it is time to look again, from the beginning: others may have let go of what
+    /// they held.
+    fn went(&self, leftover: &Leftover, last: Option<Uuid>, now: Instant) {
+        let mut walked = self.locked();
+        let Some(walked) = &mut *walked else { return };
+        if let Some(last) = last {
+            walked.after.insert(leftover.keyspace_id, last);
+        } else {
+            walked.after.remove(&leftover.keyspace_id);
+            walked.until = now;
+        }
+    }
+
+    /// Looks again: keys have changed.
+    pub(crate) fn stop(&self) {
+        *self.locked() = None;
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Option<Walked>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// What one batch did.
 #[derive(Debug, Clone, Copy, Default)]
 struct Batch {
     moved: u64,
     quarantined: u64,
+    to_version: u32,
+    /// The last DEK; none when there were none.
+    last: Option<Uuid>,
 }
 
 impl Broker {
-    /// Moves one batch in each keyspace that has something to move. Says whether anything was moved: then there may be
-    /// more.
+    /// Moves one batch in each keyspace that has something to move. Says whether there may be more.
     ///
     /// # Errors
     /// Those of Postgres.
     pub(crate) async fn rewrap_pass(&self, keyring: &Arc<Keyring>) -> Result<bool, Error> {
-        let leftovers = deks::leftovers(&mut *self.store.connection().await?).await?;
-        let mut has_moved = false;
-        for leftover in &leftovers {
+        let walk = &self.worker.walk;
+        let (leftovers, is_new) = match walk.leftovers(Instant::now()) {
+            Some(found) => (found, false),
+            None => {
+                let found = deks::leftovers(&mut *self.store.connection().await?).await?;
+                (walk.begin(found, Instant::now()), true)
+            }
+        };
+        let mut may_be_more = false;
+        for leftover in leftovers.iter() {
             match self.rewrap_batch(keyring, leftover).await {
-                Ok(batch) => has_moved |= batch.moved + batch.quarantined > 0,
-                Err(error) => note_stuck(&leftover.keyspace, &error),
+                Ok(batch) => {
+                    // Nothing behind the last batch says nothing of what is before it.
+                    may_be_more |= batch.moved + batch.quarantined > 0 || !is_new;
+                    walk.went(leftover, batch.last, Instant::now());
+                }
+                Err(error) => {
+                    walk.went(leftover, None, Instant::now());
+                    note_stuck(&leftover.keyspace, &error);
+                }
             }
         }
-        self.finish_rewraps(keyring, &leftovers).await?;
-        Ok(has_moved)
+        if is_new {
+            self.finish_rewraps(keyring, &leftovers).await?;
+        }
+        Ok(may_be_more)
     }
 
     async fn rewrap_batch(&self, keyring: &Arc<Keyring>, leftover: &Leftover) -> Result<Batch, Error> {
@@ -70,6 +164,10 @@ impl Broker {
             })
             .await?;
         in_work.done(batch.moved + batch.quarantined);
+        self.worker.progress.moved(leftover.keyset_id, batch.to_version, batch.moved);
+        if batch.quarantined > 0 {
+            self.worker.progress.forget_counts();
+        }
         metrics::counter!("keyfold_deks_rewrapped_total").increment(batch.moved);
         Ok(batch)
     }
@@ -85,9 +183,13 @@ impl Broker {
             Error::Corrupt(format!("keks: no active key of keyspace {}", leftover.keyspace))
         })?;
         deks::walk_indexes(tx).await?;
-        let claimed = deks::claim(tx, leftover.keyspace_id, leftover.from_version, rows_max).await?;
-        let Some(first) = claimed.first() else { return Ok(Batch::default()) };
-        let from_kek = first.kek_id;
+        let (keyspace_id, from_version) = (leftover.keyspace_id, leftover.from_version);
+        let after = self.worker.walk.after(leftover);
+        let claimed = deks::claim(tx, keyspace_id, from_version, after, rows_max).await?;
+        let (Some(first), Some(last)) = (claimed.first(), claimed.last()) else {
+            return Ok(Batch::default());
+        };
+        let (from_kek, last) = (first.kek_id, Some(last.id));
         // Both keys are opened once for the batch. When one does not open, that is no fault of the DEKs.
         let from = keyring.kek(tx, leftover.keyspace_id, from_kek, first.kek_version).await?;
         let to = keyring.unwrap_kek(&target)?;
@@ -103,7 +205,7 @@ impl Broker {
             false => deks::rewrap(tx, from_kek, (target.id, target.version), &moved).await?,
         };
         self.quarantine(tx, &leftover.keyspace, failed).await?;
-        Ok(Batch { moved: written, quarantined })
+        Ok(Batch { moved: written, quarantined, last, to_version: number(target.version)? })
     }
 
     /// Notes the keysets that have nothing left to be moved, each once, and how far the others are.
@@ -125,11 +227,34 @@ impl Broker {
         Ok(())
     }
 
-    /// Again after a while only, for it counts rows.
+    /// How the DEKs of a keyset stand. Where many are still to be moved this may be as of a moment ago, with what this replica has
+    /// moved since: counting them takes a processor for a tenth of a second, and somebody who watches asks all the time.
+    ///
+    /// # Errors
+    /// Those of Postgres.
+    pub(crate) async fn counts_of_deks(
+        &self,
+        connection: &mut PgConnection,
+        keyset_id: Uuid,
+        keyspace_id: Uuid,
+        active_version: u32,
+    ) -> Result<Counts, Error> {
+        let progress = &self.worker.progress;
+        if let Some(held) = progress.held(keyset_id, active_version, Instant::now()) {
+            return Ok(held);
+        }
+        let start = Instant::now();
+        let counts = deks::counts(connection, keyspace_id).await?;
+        progress.hold(keyset_id, active_version, counts, start.elapsed(), Instant::now());
+        Ok(counts)
+    }
+
+    /// Again after a while only.
     async fn look_how_far(&self, keyset: &Unfinished) -> Result<(), Error> {
         if self.worker.progress.is_due(keyset.id, Instant::now()) {
-            let counts = deks::counts(&mut *self.store.connection().await?, keyset.keyspace_id).await?;
             let version = number(keyset.active_version)?;
+            let mut connection = self.store.connection().await?;
+            let counts = self.counts_of_deks(&mut connection, keyset.id, keyset.keyspace_id, version).await?;
             self.worker.progress.note(keyset.id, version, counts.moved, Instant::now());
         }
         Ok(())
@@ -191,5 +316,57 @@ fn note_stuck(keyspace: &str, error: &Error) {
             );
         }
         error => tracing::warn!(keyspace, %error, "moving data keys failed and is tried again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leftover(keyspace: u128, from_version: i32) -> Leftover {
+        let id = Uuid::from_u128(keyspace);
+        Leftover { keyset_id: id, keyspace_id: id, keyspace: keyspace.to_string(), from_version }
+    }
+
+    fn dek(number: u128) -> Uuid {
+        Uuid::from_u128(number)
+    }
+
+    #[test]
+    fn a_walk_goes_on_after_its_last_batch_until_there_was_none() {
+        let (walk, now) = (Walk::default(), Instant::now());
+        assert!(walk.leftovers(now).is_none());
+        walk.begin(vec![leftover(1, 1), leftover(2, 1)], now);
+        assert_eq!(walk.after(&leftover(1, 1)), Uuid::nil());
+        walk.went(&leftover(1, 1), Some(dek(7)), now);
+        walk.went(&leftover(2, 1), Some(dek(8)), now);
+        assert_eq!(walk.after(&leftover(1, 1)), dek(7));
+        assert_eq!(walk.leftovers(now).map(|found| found.len()), Some(2), "nothing is looked for meanwhile");
+        walk.went(&leftover(1, 1), None, now);
+        assert!(walk.leftovers(now).is_none(), "it is time to look again");
+        walk.begin(vec![leftover(1, 1), leftover(2, 1)], now);
+        assert_eq!(
+            walk.after(&leftover(1, 1)),
+            Uuid::nil(),
+            "from the beginning, where there was nothing more"
+        );
+        assert_eq!(walk.after(&leftover(2, 1)), dek(8), "and where it was elsewhere");
+    }
+
+    #[test]
+    fn a_walk_looks_again_after_a_while_and_begins_anew_for_another_version_and_when_keys_change() {
+        let (walk, now) = (Walk::default(), Instant::now());
+        walk.begin(vec![leftover(1, 1)], now);
+        walk.went(&leftover(1, 1), Some(dek(7)), now);
+        assert!(walk.leftovers(now + LOOK_INTERVAL).is_none());
+        walk.begin(vec![leftover(1, 2)], now);
+        assert_eq!(walk.after(&leftover(1, 2)), Uuid::nil());
+        walk.went(&leftover(1, 2), Some(dek(9)), now);
+        walk.stop();
+        assert!(walk.leftovers(now).is_none());
+        walk.begin(vec![leftover(1, 2)], now);
+        assert_eq!(walk.after(&leftover(1, 2)), Uuid::nil());
+        walk.begin(Vec::new(), now);
+        assert!(walk.leftovers(now).is_none(), "without leftovers each pass looks");
     }
 }

@@ -15,7 +15,10 @@ use crate::{
     broker::Broker,
     config,
     error::Error,
-    keys::{destroy::Postponed, heartbeat::Heartbeat, keyring::Keyring, pace::Pace, progress::Progress},
+    keys::{
+        destroy::Postponed, heartbeat::Heartbeat, keyring::Keyring, pace::Pace, progress::Progress,
+        rewrap::Walk,
+    },
     store::{Tx, quarantined_deks},
 };
 
@@ -40,6 +43,8 @@ pub(crate) struct Worker {
     pub(crate) pace: Pace,
     /// How fast all replicas moved them lately.
     pub(crate) progress: Progress,
+    /// Where this replica's rewraps are.
+    pub(crate) walk: Walk,
     /// The newest epoch when a pre-active key was first seen, by the key's id: who holds that epoch's keys holds it.
     pub(crate) seen_epochs: Mutex<HashMap<Uuid, i64>>,
     /// Keys that are due to be destroyed, and are needed.
@@ -57,6 +62,7 @@ impl Worker {
             heartbeat: Heartbeat::new(replica),
             pace: Pace::new(config.rewrap_per_second),
             progress: Progress::default(),
+            walk: Walk::default(),
             seen_epochs: Mutex::default(),
             postponed: Postponed::default(),
             kept: Postponed::default(),
@@ -67,6 +73,8 @@ impl Worker {
 
     /// Looks at once: keys have changed.
     pub(crate) fn wake(&self) {
+        self.progress.forget_counts();
+        self.walk.stop();
         self.heartbeat.wake();
         self.turns.notify_one();
         self.moves.notify_one();

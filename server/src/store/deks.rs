@@ -74,7 +74,7 @@ pub async fn walk_indexes(connection: &mut PgConnection) -> Result<(), Error> {
     Ok(())
 }
 
-/// Up to `limit` of the DEKs that a KEK wraps, locked. Rows that another worker holds are passed over, and so are those in
+/// Up to `limit` of the DEKs behind `after` that a KEK wraps, by id, locked. Rows that another worker holds are passed over, and so are those in
 /// quarantine.
 ///
 /// # Errors
@@ -83,17 +83,19 @@ pub async fn claim(
     connection: &mut PgConnection,
     keyspace_id: Uuid,
     kek_version: i32,
+    after: Uuid,
     limit: i64,
 ) -> Result<Vec<WrappedDek>, Error> {
     Ok(sqlx::query_as!(
         WrappedDek,
         "SELECT id, secret_id, version, keyspace_id, kek_id, kek_version, wrapped FROM deks d
-         WHERE keyspace_id = $1 AND kek_version = $2
+         WHERE keyspace_id = $1 AND kek_version = $2 AND id > $3
              AND NOT EXISTS (SELECT 1 FROM quarantined_deks q WHERE q.dek_id = d.id)
-         ORDER BY id LIMIT $3
+         ORDER BY id LIMIT $4
          FOR UPDATE OF d SKIP LOCKED",
         keyspace_id,
         kek_version,
+        after,
         limit
     )
     .fetch_all(connection)
