@@ -84,7 +84,8 @@ impl Entry {
 
 /// One JSON object on one line, in ASCII. The value holds strings, numbers and maps with string keys only.
 pub(crate) fn to_ascii_json(value: &impl Serialize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(512);
+    // That of a pod's start with five secrets has some 1,300.
+    let mut bytes = Vec::with_capacity(1536);
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, AsciiFormatter);
     // JSON can hold every such value.
     let _ = value.serialize(&mut serializer);
@@ -96,6 +97,9 @@ struct AsciiFormatter;
 
 impl Formatter for AsciiFormatter {
     fn write_string_fragment<W: io::Write + ?Sized>(&mut self, writer: &mut W, text: &str) -> io::Result<()> {
+        if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return writer.write_all(text.as_bytes());
+        }
         for character in text.chars() {
             match character {
                 ' '..='~' => writer.write_all(&[character as u8])?,

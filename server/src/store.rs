@@ -9,12 +9,12 @@ use std::{
 };
 
 use sqlx::{
-    Connection as _, Executor as _, PgConnection, PgPool,
+    Executor as _, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgSslMode},
 };
 use tokio::time::Instant;
 
-use kept_connection::{KeptConnection, UNUSED_MAX};
+use kept_connection::KeptConnection;
 
 use crate::{
     config,
@@ -179,13 +179,6 @@ impl Store {
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(patience_secs))
-                // Asked whether it lives, a connection costs each caller a round trip more.
-                .test_before_acquire(false)
-                .before_acquire(|connection, state| {
-                    Box::pin(
-                        async move { Ok(state.idle_for < UNUSED_MAX || connection.ping().await.is_ok()) },
-                    )
-                })
                 // Single statements are look-ups by key: planned anew for the values of each run they take twice as long.
                 .after_connect(|connection, _| {
                     Box::pin(async move {

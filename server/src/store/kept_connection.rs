@@ -13,9 +13,8 @@ use crate::error::Error;
 /// How long one statement may take that nothing else would end: longer than it may wait for a lock.
 const STATEMENT_MAX: Duration = Duration::from_secs(15);
 
-/// A connection that went unused for longer is asked whether it lives.
-pub(super) const UNUSED_MAX: Duration = Duration::from_secs(1);
-/// How long it has to answer.
+/// A connection that went unused for longer is asked whether it lives, and has so long to answer.
+const UNUSED_MAX: Duration = Duration::from_secs(1);
 const PING_MAX: Duration = Duration::from_secs(2);
 
 /// The connection, once it was needed, with the time of its last use.
