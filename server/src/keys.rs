@@ -12,4 +12,5 @@ pub mod root;
 pub mod rwk;
 pub(crate) mod schedule;
 pub(crate) mod turn;
+pub(crate) mod walk;
 pub(crate) mod worker;

@@ -17,7 +17,7 @@ use crate::{
     error::Error,
     keys::{
         destroy::Postponed, heartbeat::Heartbeat, keyring::Keyring, pace::Pace, progress::Progress,
-        rewrap::Walk,
+        walk::Walk,
     },
     store::{Tx, quarantined_deks},
 };
