@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
-    let mut builder = tonic_prost_build::configure().skip_debug(SENSITIVE);
+    let mut builder = tonic_prost_build::configure().codec_path("crate::codec::Codec").skip_debug(SENSITIVE);
     for message in ZEROIZED {
         builder = builder.type_attribute(message, "#[derive(zeroize::ZeroizeOnDrop)]");
     }

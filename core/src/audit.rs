@@ -1,10 +1,10 @@
 //! Audit entries: who did what, when, from where, and how it ended. A closed set of operations; never a value, a token
 //! or a key. An entry is hashed and stored as the exact bytes that `to_bytes` gives.
 
-use std::{io, net::IpAddr};
+use std::{borrow::Cow, io, net::IpAddr, sync::Arc};
 
 use ring::digest;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::ser::Formatter;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
@@ -31,7 +31,7 @@ pub struct Record {
     /// Who.
     pub actor: Actor,
     /// The CSI driver that presented a pod's token, once its own is verified.
-    pub driver: Option<Box<PodActor>>,
+    pub driver: Option<Arc<WorkloadIdentity>>,
     /// What.
     pub operation: Operation,
     /// The second person's, where an approval rule asked for one.
@@ -40,40 +40,52 @@ pub struct Record {
     pub generation: Option<u64>,
 }
 
-/// One entry.
+/// One entry, of what is borrowed but where it was changed.
 #[derive(Debug, Clone, Serialize)]
-pub struct Entry {
+pub struct Entry<'a> {
     v: u8,
     at: String,
     request_id: Uuid,
     from: Option<IpAddr>,
     /// Who.
-    pub actor: Actor,
+    pub actor: &'a Actor,
     #[serde(skip_serializing_if = "Option::is_none")]
-    driver: Option<Box<PodActor>>,
+    driver: Option<PodActor<'a>>,
     /// What.
-    pub operation: Operation,
+    pub operation: Cow<'a, Operation>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    approval: Option<Box<Approval>>,
+    approval: Option<&'a Approval>,
     /// Of the integrity head, which the operation raised to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
     /// How it ended.
-    pub outcome: Outcome,
+    pub outcome: Cow<'a, Outcome>,
 }
 
-impl Entry {
+impl<'a> Entry<'a> {
     /// An entry of this moment. Its time is cut to whole microseconds, as Postgres keeps them. Of callers who hold no
     /// right it keeps the first few items only, so that they cannot write much.
-    pub fn new(at: OffsetDateTime, record: Record, outcome: Outcome) -> Self {
+    pub fn new(at: OffsetDateTime, record: &'a Record, outcome: &'a Outcome) -> Self {
         let micros = at.nanosecond() / 1_000 * 1_000;
         let at = at.replace_nanosecond(micros).unwrap_or(at);
         let at = at.format(&Rfc3339).unwrap_or_default();
-        let Record { request_id, from, actor, driver, mut operation, approval, generation } = record;
+        let Record { request_id, from, actor, driver, operation, approval, generation } = record;
+        let mut operation = Cow::Borrowed(operation);
         if !matches!(actor, Actor::Pod(_)) && !actor.holds_rights() {
-            operation.keep_items(UNKNOWN_ITEMS_MAX);
+            operation.to_mut().keep_items(UNKNOWN_ITEMS_MAX);
         }
-        Self { v: VERSION, at, request_id, from, actor, driver, operation, approval, generation, outcome }
+        Self {
+            v: VERSION,
+            at,
+            request_id: *request_id,
+            from: *from,
+            actor,
+            driver: driver.as_deref().map(PodActor::from),
+            operation,
+            approval: approval.as_deref(),
+            generation: *generation,
+            outcome: Cow::Borrowed(outcome),
+        }
     }
 
     /// The entry's exact bytes: one JSON object on one line, in ASCII, so that no text in it can steer a terminal.
@@ -129,7 +141,7 @@ pub fn leaf_hash(entry: &[u8]) -> [u8; 32] {
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Actor {
     /// A pod, through the driver on its node.
-    Pod(Box<PodActor>),
+    Pod(#[serde(serialize_with = "as_pod_actor")] Arc<WorkloadIdentity>),
     /// A person or automation.
     Operator {
         /// The operator's name.
@@ -157,36 +169,35 @@ pub enum Actor {
 
 /// A pod's identity as an entry keeps it.
 #[derive(Debug, Clone, Serialize)]
-pub struct PodActor {
-    name: String,
-    issuer: String,
-    namespace: String,
-    service_account: NamedUid,
-    pod: NamedUid,
-    node: Option<NamedUid>,
-    credential_id: Option<String>,
+struct PodActor<'a> {
+    name: &'a str,
+    issuer: &'a str,
+    namespace: &'a str,
+    service_account: &'a NamedUid,
+    pod: &'a NamedUid,
+    node: Option<&'a NamedUid>,
+    credential_id: Option<&'a str>,
 }
 
-impl From<&WorkloadIdentity> for PodActor {
-    fn from(identity: &WorkloadIdentity) -> Self {
+impl<'a> From<&'a WorkloadIdentity> for PodActor<'a> {
+    fn from(identity: &'a WorkloadIdentity) -> Self {
         Self {
-            name: identity.subject.clone(),
-            issuer: identity.issuer.to_string(),
-            namespace: identity.namespace.clone(),
-            service_account: identity.service_account.clone(),
-            pod: identity.pod.clone(),
-            node: identity.node.clone(),
-            credential_id: identity.credential_id.clone(),
+            name: &identity.subject,
+            issuer: identity.issuer.as_str(),
+            namespace: &identity.namespace,
+            service_account: &identity.service_account,
+            pod: &identity.pod,
+            node: identity.node.as_ref(),
+            credential_id: identity.credential_id.as_deref(),
         }
     }
 }
 
-impl Actor {
-    /// A verified pod.
-    pub fn pod(identity: &WorkloadIdentity) -> Self {
-        Self::Pod(Box::new(identity.into()))
-    }
+fn as_pod_actor<S: Serializer>(identity: &WorkloadIdentity, serializer: S) -> Result<S::Ok, S::Error> {
+    PodActor::from(identity).serialize(serializer)
+}
 
+impl Actor {
     /// The initial administrator, or one that is being made.
     pub fn administrator(name: &str) -> Self {
         Self::Operator { name: name.to_owned(), roles: Vec::new(), credential_id: None }
@@ -214,7 +225,7 @@ impl Actor {
     /// The name that filters use.
     pub fn name(&self) -> &str {
         match self {
-            Self::Pod(pod) => &pod.name,
+            Self::Pod(pod) => &pod.subject,
             Self::Operator { name, .. } => name,
             Self::Server { name, .. } | Self::Unknown { name } => name,
         }
@@ -531,9 +542,9 @@ impl Operation {
     }
 
     /// The secret paths that the operation concerns.
-    pub fn paths(&self) -> Vec<String> {
+    pub fn paths(&self) -> Vec<&str> {
         match self {
-            Self::SecretIssue { items, .. } => items.iter().map(|item| item.path.clone()).collect(),
+            Self::SecretIssue { items, .. } => items.iter().map(|item| item.path.as_str()).collect(),
             Self::SecretPut { path, .. }
             | Self::SecretGet { path, .. }
             | Self::SecretHistory { path }
@@ -541,7 +552,7 @@ impl Operation {
             | Self::SecretRollback { path, .. }
             | Self::SecretDelete { path, .. }
             | Self::SecretUndelete { path, .. }
-            | Self::SecretDestroy { path, .. } => vec![path.clone()],
+            | Self::SecretDestroy { path, .. } => vec![path.as_str()],
             _ => Vec::new(),
         }
     }

@@ -49,6 +49,10 @@ const KEPT_BYTES_MAX: libc::c_int = 1024 * 1024;
 /// Heaps, which threads share. Each keeps what was freed in it.
 #[cfg(target_env = "gnu")]
 const HEAPS_MAX: libc::c_int = 2;
+/// Freed blocks up to this size wait in lists of their own, beside those of each thread, until a request for 1 KiB or more puts all
+/// of them together with their neighbours. A request for secrets asks for such blocks again and again.
+#[cfg(target_env = "gnu")]
+const FAST_BYTES_MAX: libc::c_int = 0;
 
 /// Bounds what the system's allocator keeps of freed memory (mallopt(3)). Otherwise glibc raises the size from which it maps
 /// blocks by themselves with the largest block that was ever freed, and what large replies took stays with the process. To be
@@ -59,6 +63,7 @@ pub fn keep_little_free_memory() {
         (libc::M_MMAP_THRESHOLD, MAPPED_BYTES_MIN),
         (libc::M_TRIM_THRESHOLD, KEPT_BYTES_MAX),
         (libc::M_ARENA_MAX, HEAPS_MAX),
+        (libc::M_MXFAST, FAST_BYTES_MAX),
     ] {
         // SAFETY: it takes numbers alone. A value that it does not like changes nothing, and is no reason not to start.
         unsafe { libc::mallopt(parameter, value) };

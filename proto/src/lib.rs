@@ -2,6 +2,7 @@
 //! KMS plugins'. Messages that carry tokens or secret material have no derived Debug form.
 
 pub mod channel;
+mod codec;
 mod redacted;
 
 /// Keyfold's own API.

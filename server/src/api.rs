@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use futures_util::FutureExt as _;
 use keyfold_core::{
     name::NameError,
     path::{SEGMENT_BYTES_MAX, SEGMENTS_MAX},
@@ -63,24 +64,24 @@ impl Api {
         }
     }
 
-    /// Counts, times and answers one call: the one place where an error becomes a status.
-    async fn answer<T>(
+    /// Counts, times and answers one call: the one place where an error becomes a status. No `async fn`, which would have room
+    /// for `work` twice.
+    fn answer<T>(
         &self,
         rpc: &'static str,
         work: impl Future<Output = Result<T, Error>>,
-    ) -> Result<Response<T>, Status> {
+    ) -> impl Future<Output = Result<Response<T>, Status>> {
         let start = Instant::now();
-        let result = timeout(self.request_max, work).await.unwrap_or(Err(Error::TooSlow));
-        let code = result.as_ref().err().map_or("ok", Error::code);
-        metrics::histogram!("keyfold_rpc_seconds", "rpc" => rpc, "code" => code)
-            .record(start.elapsed().as_secs_f64());
-        match result {
-            Ok(value) => Ok(Response::new(value)),
-            Err(error) => {
+        timeout(self.request_max, work).map(move |result| {
+            let result = result.unwrap_or(Err(Error::TooSlow));
+            let code = result.as_ref().err().map_or("ok", Error::code);
+            metrics::histogram!("keyfold_rpc_seconds", "rpc" => rpc, "code" => code)
+                .record(start.elapsed().as_secs_f64());
+            result.map(Response::new).map_err(|error| {
                 self.broker.integrity.note(&error);
-                Err(status::from_error(rpc, &error))
-            }
-        }
+                status::from_error(rpc, &error)
+            })
+        })
     }
 
     /// What the broker is to know of a call: where it came from, and the token of its `authorization: Bearer` metadata.

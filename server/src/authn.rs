@@ -67,7 +67,7 @@ pub struct DriverCaller {
 
 impl DriverCaller {
     /// The driver, itself a pod.
-    pub fn identity(&self) -> &WorkloadIdentity {
+    pub fn identity(&self) -> &Arc<WorkloadIdentity> {
         &self.identity
     }
 }
@@ -87,12 +87,12 @@ pub struct PodCaller {
 
 impl PodCaller {
     /// The pod.
-    pub fn identity(&self) -> &WorkloadIdentity {
+    pub fn identity(&self) -> &Arc<WorkloadIdentity> {
         &self.identity
     }
 
     /// The CSI driver, itself a pod.
-    pub fn driver(&self) -> &WorkloadIdentity {
+    pub fn driver(&self) -> &Arc<WorkloadIdentity> {
         &self.driver
     }
 }
@@ -139,9 +139,9 @@ pub enum AuthnError {
         /// Why.
         refusal: Refusal,
         /// The pod, if its token was verified before the refusal: for the audit entry.
-        pod: Option<Box<WorkloadIdentity>>,
+        pod: Option<Arc<WorkloadIdentity>>,
         /// The driver, likewise.
-        driver: Option<Box<WorkloadIdentity>>,
+        driver: Option<Arc<WorkloadIdentity>>,
     },
     /// The issuer's keys were never read, or the token names one that is not at hand while the issuer cannot be asked, so
     /// nothing can be said about the token. Trying again may help.
@@ -155,10 +155,10 @@ pub enum AuthnError {
 }
 
 impl AuthnError {
-    fn presented_by(self, presenter: &WorkloadIdentity) -> Self {
+    fn presented_by(self, presenter: &Arc<WorkloadIdentity>) -> Self {
         match self {
             Self::Refused { refusal, pod, .. } => {
-                Self::Refused { refusal, pod, driver: Some(Box::new(presenter.clone())) }
+                Self::Refused { refusal, pod, driver: Some(Arc::clone(presenter)) }
             }
             Self::KeysUnavailable { issuer } => Self::KeysUnavailable { issuer },
         }
@@ -260,8 +260,7 @@ impl Authenticator {
         } else {
             return Ok(PodCaller { identity, driver });
         };
-        let pod = Some(Box::new(WorkloadIdentity::clone(&identity)));
-        Err(AuthnError::Refused { refusal, pod, driver: None }.presented_by(&driver))
+        Err(AuthnError::Refused { refusal, pod: Some(identity), driver: None }.presented_by(&driver))
     }
 
     /// The operator who presents this token: one of `admin_tokens`, or a JWT of one of `issuers`.

@@ -1,7 +1,7 @@
 //! What Keyfold does, one function an operation. Authentication, authorisation and the audit entry live here, behind
 //! these functions, so that no adapter can forget them.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use keyfold_core::{
     audit::{Actor, Entry, IssuedItem, Operation, Outcome, Record},
@@ -263,8 +263,8 @@ impl Broker {
             .pod_caller(request.pod_token, driver_token, &snapshot.issuers)
             .await
             .map_err(|error| note_authentication_error(&mut draft.record, error))?;
-        draft.record.actor = Actor::pod(caller.identity());
-        draft.record.driver = Some(Box::new(caller.driver().into()));
+        draft.record.actor = Actor::Pod(Arc::clone(caller.identity()));
+        draft.record.driver = Some(Arc::clone(caller.driver()));
         draft.places = Some(self.callers.of_pod(&caller)?);
         call.check_certificate(caller.driver(), self.requires_driver_certificate, self.now())?;
 
@@ -276,7 +276,7 @@ impl Broker {
             policy::select_role(caller.identity(), driver_node, &labels, &snapshot.app_roles, request.role)?;
         let rule = |item: &WantedItem| policy::decide(caller.identity(), role, &item.path, Capability::Read);
         let decided: Vec<_> = request.items.iter().map(|item| (item, rule(item))).collect();
-        draft.record.operation = operation(Some(role.name.as_str()), &decided);
+        note_rules(&mut draft.record, &role.name, &decided);
         policy::check_node(role, caller.identity().node.as_ref(), driver_node)?;
         self.review(&caller, request.pod_token, driver_token, role, snapshot).await?;
         self.check_condition(call, &caller, role, &request.items, snapshot).await?;
@@ -286,21 +286,19 @@ impl Broker {
         draft.basis.lease = Lease::of(caller.identity(), role, snapshot)?;
 
         // 3. What is stored?
-        let paths: Vec<String> = granted.iter().map(|(item, _)| item.path.to_string()).collect();
+        let paths: Vec<_> = granted.iter().map(|(item, _)| item.path.as_str()).collect();
         let macs = keyring.row_macs();
         // What others write all the time has always changed again by the time of the entry: then it is read anew.
         let may_be_held = draft.rounds == 1;
         let current = self.secrets.current(&self.store, macs, &paths, may_be_held).await?;
         draft.basis.as_of = current.as_of;
-        let mut found: HashMap<_, _> =
-            current.versions.into_iter().map(|found| (found.path.clone(), found)).collect();
-        let missing = granted.iter().filter(|(item, _)| !found.contains_key(item.path.as_str()));
-        let missing = required(missing.map(|(item, _)| *item));
+        let missing = granted.iter().zip(&current.versions).filter(|(_, found)| found.is_none());
+        let missing = required(missing.map(|((item, _), _)| *item));
         let refused = required(refused.iter().map(|(item, _)| *item));
         if !refused.is_empty() || !missing.is_empty() {
             return Err(Refusal::Items { role: role.name.clone(), refused, missing }.into());
         }
-        let versions: Vec<_> = paths.iter().filter_map(|path| found.remove(path)).collect();
+        let versions: Vec<_> = current.versions.into_iter().flatten().collect();
         check_size(&versions)?;
         note_versions(&mut draft.record, &versions)?;
         Ok((role.name.clone(), versions))
@@ -310,7 +308,10 @@ impl Broker {
     async fn open(&self, keyring: &Keyring, version: &StoredVersion) -> Result<Fields, Error> {
         let opened = match keyring.open_by_held_key(version) {
             Some(opened) => opened,
-            None => keyring.open_version(&mut *self.store.connection().await?, version).await,
+            None => {
+                let mut connection = self.store.connection().await?;
+                Box::pin(keyring.open_version(&mut connection, version)).await
+            }
         };
         if opened.is_err() {
             // Whoever mends the row in Postgres, from a backup say, is to find it mended.
@@ -374,7 +375,7 @@ impl Broker {
             return self.append_guarded(tx, self.seal.keyring()?.row_macs(), record, outcome).await;
         }
         let at = self.now();
-        let index = audit::append(tx, at, &Entry::new(at, record.clone(), outcome.clone())).await?;
+        let index = audit::append(tx, at, &Entry::new(at, record, outcome)).await?;
         tx.reaches(Reached { audit_size: index + 1, ..Default::default() });
         Ok(())
     }
@@ -390,8 +391,9 @@ impl Broker {
         let at = self.now();
         let changes = std::mem::take(tx.changes());
         let head = integrity_head::lock(tx, macs).await?.after(tx, &changes, at).await?;
-        let record = Record { generation: Some(head.generation.cast_unsigned()), ..record.clone() };
-        let index = audit::append(tx, at, &Entry::new(at, record, outcome.clone())).await?;
+        let mut entry = Entry::new(at, record, outcome);
+        entry.generation = Some(head.generation.cast_unsigned());
+        let index = audit::append(tx, at, &entry).await?;
         tx.reaches(Reached { generation: head.generation, audit_size: index + 1, revision: 0 });
         integrity_head::write(tx, macs, &head).await
     }
@@ -428,19 +430,19 @@ fn required<'a>(items: impl Iterator<Item = &'a WantedItem>) -> Vec<SecretPath> 
 impl IssueRequest<'_> {
     /// What is asked for, before anything is decided.
     fn operation(&self) -> Operation {
-        let undecided: Vec<_> = self.items.iter().map(|item| (item, None)).collect();
-        operation(self.role, &undecided)
+        let item = |item: &WantedItem| IssuedItem { path: item.path.to_string(), version: None, rule: None };
+        let items = self.items.iter().map(item).collect();
+        Operation::SecretIssue { role: self.role.map(str::to_owned), items, lease_expires_at: None }
     }
 }
 
-fn operation(role: Option<&str>, decided: &[(&WantedItem, Option<&Pattern>)]) -> Operation {
-    let item = |(item, rule): &(&WantedItem, Option<&Pattern>)| IssuedItem {
-        path: item.path.to_string(),
-        version: None,
-        rule: rule.map(ToString::to_string),
-    };
-    let (role, items) = (role.map(str::to_owned), decided.iter().map(item).collect());
-    Operation::SecretIssue { role, items, lease_expires_at: None }
+/// Keeps for the entry what was decided on each item, in their order.
+fn note_rules(record: &mut Record, decided_by: &ObjectName, decided: &[(&WantedItem, Option<&Pattern>)]) {
+    let Operation::SecretIssue { role, items, .. } = &mut record.operation else { return };
+    *role = Some(decided_by.to_string());
+    for (item, (_, rule)) in items.iter_mut().zip(decided) {
+        item.rule = rule.map(ToString::to_string);
+    }
 }
 
 /// Keeps for the entry who was verified before the refusal.
@@ -448,9 +450,9 @@ fn note_authentication_error(record: &mut Record, error: AuthnError) -> Error {
     match error {
         AuthnError::Refused { refusal, pod, driver } => {
             if let Some(identity) = pod {
-                record.actor = Actor::pod(&identity);
+                record.actor = Actor::Pod(identity);
             }
-            record.driver = driver.map(|driver| Box::new((&*driver).into()));
+            record.driver = driver;
             refusal.into()
         }
         AuthnError::KeysUnavailable { issuer } => Error::IssuerUnavailable(issuer.to_string()),

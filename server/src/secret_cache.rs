@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use quick_cache::{Weighter, sync};
 
 use crate::{
@@ -51,11 +52,12 @@ pub(crate) struct SecretCache {
     followed: RwLock<AsOf>,
 }
 
-/// Live current versions, of those paths that have one.
+/// The live current versions of some paths.
 pub(crate) struct Current {
     /// Where one was held: what they are current of, for the entry to confirm.
     pub(crate) as_of: Option<AsOf>,
-    pub(crate) versions: Vec<Arc<StoredVersion>>,
+    /// In the order of the paths; absent where a path has none.
+    pub(crate) versions: Vec<Option<Arc<StoredVersion>>>,
 }
 
 impl SecretCache {
@@ -74,27 +76,25 @@ impl SecretCache {
         &self,
         store: &Store,
         macs: &RowMacs,
-        paths: &[String],
+        paths: &[&str],
         may_be_held: bool,
     ) -> Result<Current, Error> {
         if !may_be_held {
-            let read = secret_versions::current(&mut *store.connection().await?, macs, paths).await?;
-            return Ok(Current { as_of: None, versions: read.into_iter().map(Arc::new).collect() });
+            let read: Vec<_> = read(store, macs, paths).await?.into_iter().map(Arc::new).collect();
+            let versions = paths.iter().map(|path| of_path(&read, path)).collect();
+            return Ok(Current { as_of: None, versions });
         }
         // First the moment, then what is held: what is taken on meanwhile is newer, and no harm.
         let as_of = *self.followed();
-        let (mut versions, mut missing) = (Vec::with_capacity(paths.len()), Vec::new());
-        for path in paths {
-            match self.versions.get(path.as_str()) {
-                Some(version) => versions.push(version),
-                None => missing.push(path.clone()),
-            }
-        }
-        let is_one_held = !versions.is_empty();
+        let mut versions: Vec<_> = paths.iter().map(|path| self.versions.get(*path)).collect();
+        let missing = paths.iter().zip(&versions).filter(|(_, held)| held.is_none());
+        let missing: Vec<_> = missing.map(|(path, _)| *path).collect();
+        let is_one_held = missing.len() < paths.len();
         if !missing.is_empty() {
-            let mut connection = store.connection().await?;
-            let read = secret_versions::current(&mut connection, macs, &missing).await?;
-            versions.extend(self.keep(as_of, read));
+            let read = self.keep(as_of, read(store, macs, &missing).await?);
+            for (path, place) in paths.iter().zip(&mut versions).filter(|(_, place)| place.is_none()) {
+                *place = of_path(&read, path);
+            }
         }
         Ok(Current { as_of: is_one_held.then_some(as_of), versions })
     }
@@ -155,9 +155,23 @@ impl Changes {
     }
 
     /// Whether one of these paths is among them.
-    pub(crate) fn touch(&self, paths: &[String]) -> bool {
-        self.all || paths.iter().any(|path| self.paths.contains(path))
+    pub(crate) fn touch(&self, paths: &[&str]) -> bool {
+        self.all || paths.iter().any(|path| self.paths.contains(*path))
     }
+}
+
+/// Boxed, since each request has the room that this takes, and most find all that they ask for held.
+fn read<'a>(
+    store: &'a Store,
+    macs: &'a RowMacs,
+    paths: &'a [&str],
+) -> BoxFuture<'a, Result<Vec<StoredVersion>, Error>> {
+    async { secret_versions::current(&mut *store.connection().await?, macs, paths).await }.boxed()
+}
+
+/// Of few, as a volume's are.
+fn of_path(versions: &[Arc<StoredVersion>], path: &str) -> Option<Arc<StoredVersion>> {
+    versions.iter().find(|version| version.path == path).map(Arc::clone)
 }
 
 #[derive(Clone)]
@@ -226,7 +240,7 @@ mod tests {
         cache.follow(at(7), at(10), &changed);
         assert_eq!(held(&cache), ["a/y"]);
         assert_eq!(*cache.followed(), at(10));
-        assert!(changed.touch(&["b".into(), "a/x".into()]) && !changed.touch(&["a/y".into()]));
+        assert!(changed.touch(&["b", "a/x"]) && !changed.touch(&["a/y"]));
     }
 
     #[test]
@@ -237,7 +251,7 @@ mod tests {
             let cache = cache_with(&["a/x"], 7);
             cache.follow(at(7), at(8), &changed);
             assert_eq!(held(&cache), Vec::<String>::new());
-            assert!(changed.touch(&["a/x".into()]));
+            assert!(changed.touch(&["a/x"]));
         }
     }
 

@@ -3,13 +3,13 @@ use time::macros::datetime;
 use super::*;
 use crate::policy::tests::identity;
 
-fn entry(outcome: Outcome) -> Entry {
+fn record() -> Record {
     let item = IssuedItem { path: "payments/db".into(), version: Some(3), rule: Some("payments/*".into()) };
-    let record = Record {
+    Record {
         request_id: Uuid::nil(),
         from: Some(IpAddr::from([10, 0, 0, 7])),
-        actor: Actor::pod(&identity("payments", "api")),
-        driver: Some(Box::new((&identity("keyfold-system", "keyfold-csi")).into())),
+        actor: Actor::Pod(Arc::new(identity("payments", "api"))),
+        driver: Some(Arc::new(identity("keyfold-system", "keyfold-csi"))),
         operation: Operation::SecretIssue {
             role: Some("payments-api".into()),
             items: vec![item],
@@ -17,7 +17,10 @@ fn entry(outcome: Outcome) -> Entry {
         },
         approval: None,
         generation: None,
-    };
+    }
+}
+
+fn entry<'a>(record: &'a Record, outcome: &'a Outcome) -> Entry<'a> {
     Entry::new(datetime!(2026-11-23 05:40:54.123456789 UTC), record, outcome)
 }
 
@@ -35,15 +38,15 @@ fn the_bytes_of_an_entry_are_frozen() {
         r#""node":{"name":"vm","uid":"uid-of-vm"},"credential_id":null},"operation":{"name":"secret.issue","role":"payments-api","#,
         r#""items":[{"path":"payments/db","version":3,"rule":"payments/*"}]},"outcome":{"result":"allowed"}}"#
     );
-    assert_eq!(String::from_utf8(entry(Outcome::Allowed).to_bytes()).unwrap(), expected);
+    assert_eq!(String::from_utf8(entry(&record(), &Outcome::Allowed).to_bytes()).unwrap(), expected);
 }
 
 #[test]
 fn an_issue_on_a_lease_states_its_end() {
-    let mut on_a_lease = entry(Outcome::Allowed);
+    let mut on_a_lease = record();
     let Operation::SecretIssue { lease_expires_at, .. } = &mut on_a_lease.operation else { panic!() };
     *lease_expires_at = Some("2026-11-23T06:40:54.123456Z".into());
-    let bytes = String::from_utf8(on_a_lease.to_bytes()).unwrap();
+    let bytes = String::from_utf8(entry(&on_a_lease, &Outcome::Allowed).to_bytes()).unwrap();
     let end = r#""rule":"payments/*"}],"lease_expires_at":"2026-11-23T06:40:54.123456Z"},"outcome":{"result":"allowed"}}"#;
     assert!(bytes.ends_with(end), "{bytes}");
 }
@@ -51,8 +54,9 @@ fn an_issue_on_a_lease_states_its_end() {
 #[test]
 fn a_refusals_message_is_cut_as_the_callers_is() {
     let outcome = Outcome::refused("not-granted", &"x".repeat(1 << 20));
-    let Outcome::Refused { message, .. } = entry(outcome).outcome else { panic!("refused") };
-    assert_eq!(message, cut(&"x".repeat(1 << 20), MESSAGE_BYTES_MAX));
+    let record = record();
+    let Outcome::Refused { message, .. } = &*entry(&record, &outcome).outcome else { panic!("refused") };
+    assert_eq!(*message, cut(&"x".repeat(1 << 20), MESSAGE_BYTES_MAX));
 }
 
 #[test]
@@ -64,7 +68,8 @@ fn the_leaf_hash_is_that_of_rfc_6962() {
 
 #[test]
 fn the_name_in_the_bytes_is_the_name_that_filters_use() {
-    let entry = entry(Outcome::from(&Refusal::NodeMismatch));
+    let (record, outcome) = (record(), Outcome::from(&Refusal::NodeMismatch));
+    let entry = entry(&record, &outcome);
     let json: serde_json::Value = serde_json::from_slice(&entry.to_bytes()).unwrap();
     assert_eq!(json["operation"]["name"], entry.operation.name());
     assert_eq!(json["actor"]["name"], entry.actor.name());
@@ -73,10 +78,10 @@ fn the_name_in_the_bytes_is_the_name_that_filters_use() {
 
 #[test]
 fn no_text_in_an_entry_can_steer_a_terminal() {
-    let mut hostile = entry(Outcome::Allowed);
+    let mut hostile = record();
     let text = "a\u{1b}[2J\u{9b}2J\u{202e}\u{7f}\"\\\u{1f600}ä\n";
     hostile.operation = Operation::SecretList { prefix: text.into() };
-    let bytes = hostile.to_bytes();
+    let bytes = entry(&hostile, &Outcome::Allowed).to_bytes();
     assert!(bytes.iter().all(|byte| (b' '..=b'~').contains(byte)));
     let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
     assert_eq!(json["operation"]["prefix"], text);
@@ -96,6 +101,6 @@ fn attack_16_who_proves_nothing_writes_little() {
         approval: None,
         generation: None,
     };
-    let entry = Entry::new(datetime!(2026-11-23 05:40:54 UTC), record, Outcome::Allowed);
+    let entry = Entry::new(datetime!(2026-11-23 05:40:54 UTC), &record, &Outcome::Allowed);
     assert_eq!(entry.operation.paths().len(), UNKNOWN_ITEMS_MAX);
 }

@@ -104,7 +104,7 @@ impl WhatStands {
     }
 
     /// Whether all of it stands. `paths` are those of the secrets that the operation names.
-    pub(super) fn holds(&self, basis: &Basis, paths: impl FnOnce() -> Vec<String>) -> bool {
+    pub(super) fn holds<'a>(&self, basis: &Basis, paths: impl FnOnce() -> Vec<&'a str>) -> bool {
         basis.objects.iter().all(|object| self.objects.contains(object))
             && basis.admin_token.iter().all(|name| self.admin_tokens.contains(name))
             && basis.revision.is_none_or(|revision| revision == self.revision)

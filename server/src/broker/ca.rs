@@ -106,7 +106,7 @@ impl Broker {
             .await
             .map_err(|error| note_authentication_error(record, error))?;
         let identity = driver.identity();
-        record.actor = Actor::pod(identity);
+        record.actor = Actor::Pod(Arc::clone(identity));
         let _places = self.callers.of_driver(&driver)?;
         call.check_certificate(identity, false, self.now())?;
         self.review_driver(identity, token, snapshot).await?;

@@ -63,10 +63,8 @@ impl Entries {
         let now = self.clock.now_micros();
         let bases = submissions.iter().map(|submission| &submission.basis);
         let Some(wanted) = Basis::all(bases) else { return Ok(None) };
-        let entry = |Submission { record, outcome, .. }: &Submission| {
-            Entry::new(now, record.clone(), outcome.clone())
-        };
-        let entries: Vec<_> = submissions.iter().map(entry).collect();
+        let each = submissions.iter();
+        let entries: Vec<_> = each.map(|each| Entry::new(now, &each.record, &each.outcome)).collect();
         let append =
             async |connection: &mut _| audit::append_if_stands(connection, now, &entries, &wanted).await;
         let first_index = match self.store.at_once(Self::NAME, append).await {
@@ -106,7 +104,7 @@ impl Entries {
                 continue;
             }
             let (entry, verdict) = match &basis.lease {
-                None => (Entry::new(now, record.clone(), outcome.clone()), Ok(None)),
+                None => (Entry::new(now, record, outcome), Ok(None)),
                 Some(lease) => lease.renewed(&begun, record, now),
             };
             entries.push(entry);

@@ -3,7 +3,7 @@
 //! A lease belongs to a pod and a role, not to a volume: how many volumes a pod has, and what they are called, is its
 //! author's choice, and must not give it more time.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use keyfold_core::{
     audit::{Entry, Operation, Outcome, Record},
@@ -52,22 +52,23 @@ impl Lease {
     }
 
     /// The entry of an allowance under the lease that began then, or of the refusal when its whole time is over.
-    pub(super) fn renewed(
+    pub(super) fn renewed<'a>(
         &self,
         begun: &BTreeMap<Holder, OffsetDateTime>,
-        record: &Record,
+        record: &'a Record,
         now: OffsetDateTime,
-    ) -> (Entry, Verdict) {
+    ) -> (Entry<'a>, Verdict) {
         let started_at = begun.get(&self.holder).copied().unwrap_or(now);
-        let mut record = record.clone();
+        let mut entry = Entry::new(now, record, &Outcome::Allowed);
         let Some(until) = self.limits.expiry(started_at, now) else {
             let refusal = Refusal::LeaseEnded { role: self.role.clone(), max: self.limits.max };
-            return (Entry::new(now, record, Outcome::from(&refusal)), Err(refusal));
+            entry.outcome = Cow::Owned(Outcome::from(&refusal));
+            return (entry, Err(refusal));
         };
-        if let Operation::SecretIssue { lease_expires_at, .. } = &mut record.operation {
+        if let Operation::SecretIssue { lease_expires_at, .. } = entry.operation.to_mut() {
             *lease_expires_at = until.format(&Rfc3339).ok();
         }
-        (Entry::new(now, record, Outcome::Allowed), Ok(Some(until)))
+        (entry, Ok(Some(until)))
     }
 }
 

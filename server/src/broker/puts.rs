@@ -2,6 +2,7 @@
 //! one for each wait for the disk. Each has an entry of its own, and succeeds or fails alone.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
@@ -213,12 +214,19 @@ impl Targets {
 }
 
 /// The entry of each that succeeded, in order.
-fn entries(puts: &[Put], outcomes: &[Result<u32, Error>], generation: i64, at: OffsetDateTime) -> Vec<Entry> {
+fn entries<'a>(
+    puts: &'a [Put],
+    outcomes: &[Result<u32, Error>],
+    generation: i64,
+    at: OffsetDateTime,
+) -> Vec<Entry<'a>> {
     let written = puts.iter().zip(outcomes).filter_map(|(put, outcome)| Some((put, *outcome.as_ref().ok()?)));
-    let entry = |((put, version), generation): ((&Put, u32), i64)| {
-        let operation = Operation::SecretPut { path: put.path.to_string(), version: Some(version) };
-        let generation = Some(generation.cast_unsigned());
-        Entry::new(at, Record { operation, generation, ..put.record.clone() }, Outcome::Allowed)
+    let entry = |((put, version), generation): ((&'a Put, u32), i64)| {
+        let mut entry = Entry::new(at, &put.record, &Outcome::Allowed);
+        entry.operation =
+            Cow::Owned(Operation::SecretPut { path: put.path.to_string(), version: Some(version) });
+        entry.generation = Some(generation.cast_unsigned());
+        entry
     };
     written.zip(generation + 1..).map(entry).collect()
 }

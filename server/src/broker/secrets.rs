@@ -129,9 +129,9 @@ impl Broker {
         let macs = keyring.row_macs();
         let (found, as_of) = match version {
             None => {
-                let paths = [path.to_string()];
-                let mut current = self.secrets.current(&self.store, macs, &paths, may_be_held).await?;
-                (current.versions.pop(), current.as_of)
+                let mut current =
+                    self.secrets.current(&self.store, macs, &[path.as_str()], may_be_held).await?;
+                (current.versions.pop().flatten(), current.as_of)
             }
             Some(version) => {
                 let (mut connection, version) = (self.store.connection().await?, stored(version)?);

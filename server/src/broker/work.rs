@@ -91,7 +91,8 @@ impl Broker {
         let work = move |operator: Arc<Operator>, mut record: Record| async move {
             if operator.is_guarded() {
                 // What a second person has signed is used up in a transaction of its own.
-                return self.work_as(Arc::clone(&operator), &record, &|work| read_alone(work, read)).await;
+                let alone = |work| read_alone(work, read);
+                return Box::pin(self.work_as(Arc::clone(&operator), &record, &alone)).await;
             }
             let Read { value, operation, as_of } = read(Arc::clone(&operator)).await?;
             record.operation = operation;
@@ -178,7 +179,7 @@ impl Broker {
                 self.directory.look().await;
             }
             return match (done, unapproved) {
-                (Err(refusal), Some(plan)) => self.keep_plan(&plan, record, refusal).await,
+                (Err(refusal), Some(plan)) => Box::pin(self.keep_plan(&plan, record, refusal)).await,
                 (Err(error), None) if error.is_answer() => self.audited(record, Err(error)).await,
                 (done, _) => done,
             };
@@ -191,7 +192,7 @@ impl Broker {
         B: Future<Output = Result<(), Error>>,
     {
         if let Some((guard, plan)) = &operator.guarded {
-            self.check_approval(guard, plan).await?;
+            Box::pin(self.check_approval(guard, plan)).await?;
         }
         before().await
     }

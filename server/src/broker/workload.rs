@@ -1,4 +1,5 @@
-//! What a role asks for beyond tokens: labels and reviews by the API server, and its condition.
+//! What a role asks for beyond tokens: labels and reviews by the API server, and its condition. Questions to the API server are
+//! boxed, since each request has the room that they would take, whether it asks or not.
 
 use keyfold_core::{
     condition::{Condition, ConditionInput},
@@ -40,10 +41,11 @@ impl Broker {
         if of_pod || of_node {
             let issuer = issuer(snapshot, &pod.issuer)?;
             if of_pod {
-                labels.pod = self.api_servers.pod_labels(issuer, &pod.namespace, &pod.pod).await?;
+                let asked = self.api_servers.pod_labels(issuer, &pod.namespace, &pod.pod);
+                labels.pod = Box::pin(asked).await?;
             }
             if let (true, Some(node)) = (of_node, &pod.node) {
-                labels.node = self.api_servers.node_labels(issuer, node).await?;
+                labels.node = Box::pin(self.api_servers.node_labels(issuer, node)).await?;
             }
         }
         Ok(labels)
@@ -61,7 +63,7 @@ impl Broker {
         let issuer = issuer(snapshot, &caller.identity().issuer)?;
         let of_pod = async {
             match reviews_pod(role, issuer) {
-                true => self.api_servers.review(issuer, caller.identity(), pod_token).await,
+                true => Box::pin(self.api_servers.review(issuer, &**caller.identity(), pod_token)).await,
                 false => Ok(()),
             }
         };
@@ -89,7 +91,7 @@ impl Broker {
         if issuer.spec.verify == Verify::Local {
             return Ok(());
         }
-        let reviewed = self.api_servers.review(issuer, driver, token).await;
+        let reviewed = Box::pin(self.api_servers.review(issuer, driver, token)).await;
         reviewed.map_err(|error| review_error(error, issuer, TokenOwner::Driver))
     }
 
@@ -106,7 +108,7 @@ impl Broker {
             return Ok(());
         }
         let expected = Expected { subject: &identity.subject, uid: None, pod: None, node: None };
-        let reviewed = self.api_servers.review(issuer, expected, token).await;
+        let reviewed = Box::pin(self.api_servers.review(issuer, expected, token)).await;
         reviewed.map_err(|error| review_error(error, issuer, TokenOwner::Operator))
     }
 

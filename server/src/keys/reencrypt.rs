@@ -84,19 +84,22 @@ impl Broker {
         let is_compromised =
             |version: &&mut Arc<StoredVersion>| version.kek_state == KeyState::Compromised.as_str();
         for version in versions.iter_mut().filter(is_compromised) {
-            self.reencrypt_one(keyring, version).await?;
-            let mut connection = self.store.connection().await?;
-            let anew = secret_versions::numbered(
-                &mut connection,
-                keyring.row_macs(),
-                &version.path,
-                version.version,
-            );
-            *version = anew.await?.map(Arc::new).ok_or_else(|| {
-                Error::Conflict(format!("{} was changed meanwhile: try again", version.path))
-            })?;
+            // Boxed, since each request has the room that this takes.
+            *version = Box::pin(self.reencrypted(keyring, version)).await?;
         }
         Ok(versions)
+    }
+
+    async fn reencrypted(
+        &self,
+        keyring: &Arc<Keyring>,
+        version: &StoredVersion,
+    ) -> Result<Arc<StoredVersion>, Error> {
+        self.reencrypt_one(keyring, version).await?;
+        let (mut connection, macs) = (self.store.connection().await?, keyring.row_macs());
+        let anew = secret_versions::numbered(&mut connection, macs, &version.path, version.version).await?;
+        anew.map(Arc::new)
+            .ok_or_else(|| Error::Conflict(format!("{} was changed meanwhile: try again", version.path)))
     }
 
     async fn reencrypt_batch(

@@ -47,7 +47,11 @@ pub struct Filter {
 ///
 /// # Errors
 /// Those of Postgres.
-pub async fn append(connection: &mut PgConnection, at: OffsetDateTime, entry: &Entry) -> Result<i64, Error> {
+pub async fn append(
+    connection: &mut PgConnection,
+    at: OffsetDateTime,
+    entry: &Entry<'_>,
+) -> Result<i64, Error> {
     let bytes = entry.to_bytes();
     Ok(sqlx::query_scalar!(
         "WITH head AS (UPDATE audit_head SET size = size + 1 RETURNING size - 1 AS index)
@@ -57,7 +61,7 @@ pub async fn append(connection: &mut PgConnection, at: OffsetDateTime, entry: &E
         entry.operation.name(),
         entry.actor.name(),
         outcome(entry),
-        &entry.operation.paths(),
+        &entry.operation.paths() as _,
         bytes,
         &leaf_hash(&bytes)[..],
         entry.generation.map(u64::cast_signed)
@@ -81,7 +85,7 @@ pub async fn lock(connection: &mut PgConnection) -> Result<i64, Error> {
 pub async fn append_all(
     connection: &mut PgConnection,
     at: OffsetDateTime,
-    entries: &[Entry],
+    entries: &[Entry<'_>],
 ) -> Result<(), Error> {
     append_if_stands(connection, at, entries, &Wanted::default()).await?.map(drop).ok_or_else(|| {
         Error::Corrupt("audit_entries: appended to in an isolation that does not see the log's end".into())
@@ -96,7 +100,7 @@ pub async fn append_all(
 pub async fn append_if_stands(
     connection: &mut PgConnection,
     at: OffsetDateTime,
-    entries: &[Entry],
+    entries: &[Entry<'_>],
     wanted: &Wanted,
 ) -> Result<Option<i64>, Error> {
     let mut rows = EntryRows::default();
@@ -108,7 +112,7 @@ pub async fn append_if_stands(
         &rows.operations as _,
         &rows.actors as _,
         &rows.outcomes as _,
-        &rows.paths,
+        &rows.paths as _,
         &rows.first_paths,
         &rows.last_paths,
         &rows.entries,
@@ -140,7 +144,7 @@ struct EntryRows<'a> {
     operations: Vec<&'static str>,
     actors: Vec<&'a str>,
     outcomes: Vec<&'static str>,
-    paths: Vec<String>,
+    paths: Vec<&'a str>,
     first_paths: Vec<i32>,
     last_paths: Vec<i32>,
     entries: Vec<Vec<u8>>,
@@ -149,8 +153,8 @@ struct EntryRows<'a> {
 }
 
 impl<'a> EntryRows<'a> {
-    fn push(&mut self, entry: &'a Entry) {
-        let place = |paths: &[String]| i32::try_from(paths.len()).unwrap_or(i32::MAX);
+    fn push(&mut self, entry: &'a Entry<'_>) {
+        let place = |paths: &[&str]| i32::try_from(paths.len()).unwrap_or(i32::MAX);
         self.first_paths.push(place(&self.paths) + 1);
         self.paths.extend(entry.operation.paths());
         self.last_paths.push(place(&self.paths));
@@ -164,8 +168,8 @@ impl<'a> EntryRows<'a> {
     }
 }
 
-fn outcome(entry: &Entry) -> &'static str {
-    match entry.outcome {
+fn outcome(entry: &Entry<'_>) -> &'static str {
+    match *entry.outcome {
         Outcome::Allowed => "allowed",
         Outcome::Refused { .. } => "refused",
     }

@@ -188,7 +188,7 @@ impl ReadRow {
 pub async fn current(
     connection: &mut PgConnection,
     macs: &RowMacs,
-    paths: &[String],
+    paths: &[&str],
 ) -> Result<Vec<StoredVersion>, Error> {
     let rows = sqlx::query_as!(
         ReadRow,
@@ -202,7 +202,7 @@ pub async fn current(
            JOIN deks d ON d.secret_id = s.id AND d.version = v.version
            JOIN keks k ON k.id = d.kek_id
            WHERE s.path = ANY ($1) AND v.payload IS NOT NULL"#,
-        paths
+        paths as _
     )
     .fetch_all(connection)
     .await?;
