@@ -102,9 +102,9 @@ impl Replies {
         if held.grow(REPLY_BYTES + bytes).is_err() {
             return Status::resource_exhausted("too many replies wait to be read: try again").into_http();
         }
-        let waiting = Arc::new(Mutex::new(Some(Waiting { first: Some(first), _held: held })));
+        let waiting = Arc::new(Mutex::new(Some(Waiting { first: Some(first), rest: body, _held: held })));
         let id = self.unread.add(Arc::clone(&waiting));
-        let reply = Reply { waiting, rest: body, id, unread: Arc::clone(&self.unread) };
+        let reply = Reply { waiting, id, unread: Arc::clone(&self.unread) };
         http::Response::from_parts(head, tonic::body::Body::new(reply))
     }
 }
@@ -151,9 +151,10 @@ async fn give_up_late(unread: Weak<Unread>) {
     }
 }
 
-/// What was not handed over yet.
+/// What was not handed over yet. The rest goes with the first frame: it keeps the buffer that the frame was encoded into.
 struct Waiting {
     first: Option<Frame<Bytes>>,
+    rest: tonic::body::Body,
     _held: Share<IpAddr>,
 }
 
@@ -166,7 +167,6 @@ fn take(waiting: &Mutex<Option<Waiting>>) -> Option<Waiting> {
 
 struct Reply {
     waiting: Shared,
-    rest: tonic::body::Body,
     id: u64,
     unread: Arc<Unread>,
 }
@@ -176,21 +176,19 @@ impl Body for Reply {
     type Error = Status;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(waiting) = waiting.as_mut() else {
-                return Poll::Ready(Some(Err(Status::deadline_exceeded("the reply was not read in time"))));
-            };
-            if let Some(first) = waiting.first.take() {
-                let (part, later) = parted(first);
-                waiting.first = later;
-                return Poll::Ready(Some(Ok(part)));
-            }
-        }
-        Pin::new(&mut self.rest).poll_frame(context)
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(waiting) = waiting.as_mut() else {
+            return Poll::Ready(Some(Err(Status::deadline_exceeded("the reply was not read in time"))));
+        };
+        let Some(first) = waiting.first.take() else {
+            return Pin::new(&mut waiting.rest).poll_frame(context);
+        };
+        let (part, later) = parted(first);
+        waiting.first = later;
+        Poll::Ready(Some(Ok(part)))
     }
 }
 
@@ -256,5 +254,21 @@ mod tests {
         tokio::time::sleep(READING_MAX + Duration::from_secs(1)).await;
         assert!(!is_refused(&reply(&replies, 1, 1)), "its bytes came back");
         assert_eq!(unread.frame().await.unwrap().unwrap_err().code(), tonic::Code::DeadlineExceeded);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attack_16_of_a_reply_that_is_given_up_nothing_stays_though_its_client_does() {
+        let (replies, kept) = (Replies::start(), Arc::new(()));
+        let in_body = Arc::clone(&kept);
+        let body = Full::new(Bytes::from(vec![7; 3 * PART_BYTES])).map_frame(move |frame| {
+            let _ = &in_body;
+            frame
+        });
+        let body = tonic::body::Body::new(body);
+        let mut unread = replies.bound(IpAddr::from([10, 0, 0, 1]), http::Response::new(body)).into_body();
+        assert!(unread.frame().await.unwrap().is_ok());
+        assert_eq!(Arc::strong_count(&kept), 2);
+        tokio::time::sleep(READING_MAX + Duration::from_secs(1)).await;
+        assert_eq!(Arc::strong_count(&kept), 1, "with what it was encoded into");
     }
 }
